@@ -1,0 +1,64 @@
+"""What a domain has to offer: tools, a reset, one step per call, and a score. `town.py` beside this file is the example.
+
+`ask_user` and `finish` are not here: they belong to every session and are handled by `rollout.py`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+from ppp.types import Observation, Task, ToolCall, ToolSpec
+
+
+class Environment(ABC):
+    """One single-use world for one trajectory, used as `async with Environment(task, options) as environment`.
+
+    Subclasses set `tools`, `system_prompt` (a file name in `ppp/prompts/`) and implement `step` and `score`. Blocking
+    work goes through `asyncio.to_thread`: the pool provides the threads. Text that tells the policy of its own mistake is
+    an `Observation(..., is_error=True)`; a failure of ours is raised as `InfrastructureError`.
+
+    Args:
+        task: the task to be played; `task.payload` holds what the environment needs.
+        options: the recipe's `environment_options[name]`, already checked by `check_options`.
+    """
+
+    tools: ClassVar[tuple[ToolSpec, ...]]
+    system_prompt: ClassVar[str]
+
+    def __init__(self, task: Task, options: Mapping[str, Any] | None = None) -> None:
+        self.task = task
+        self.options = dict(options or {})
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """Raise `RecipeError` for an option that this environment does not know or a value that it cannot use."""
+
+    @classmethod
+    def check_task(cls, task: Task) -> None:
+        """Raise `RecipeError` when the payload lacks something (a gold answer, a repository); runs before training."""
+
+    async def setup(self) -> None:
+        """Acquire what the session needs. Called once, before the first step."""
+
+    async def close(self) -> None:
+        """Release it. Called once, also after a failure."""
+
+    @abstractmethod
+    async def step(self, call: ToolCall) -> Observation:
+        """Carry out one call of one of `tools`, whose arguments were already checked against its schema."""
+
+    @abstractmethod
+    async def score(self, answer: str | None) -> float:
+        """Productivity in [0, 1] of the answer passed to `finish` (None: the policy never finished)."""
+
+    async def __aenter__(self) -> Self:
+        await self.setup()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
