@@ -126,12 +126,15 @@ class Answer:
         follows_preference: whether the question was put the way this user likes; True where the preference has nothing
             to say about a single question.
         decided_by: who gave the two verdicts: "rule", "evidence" or "judge".
+        level: the released code's finer grade of the same effort (1 to 5, deep research 1 to 3); None derives it from
+            `effort`.
     """
 
     text: str
     effort: Effort
     follows_preference: bool
     decided_by: str = "rule"
+    level: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
