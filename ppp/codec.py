@@ -1,0 +1,367 @@
+"""Messages <-> tokens: the prompt, the tokens of an observation, and the reading of a turn.
+
+The only file that knows chat templates. Token streams are append-only: history is never rendered again. A template is
+rendered once with marks in place of the contents and cut there; afterwards only contents are encoded. Contents are
+untrusted: the text of a special token inside them is encoded as plain text and cannot close a turn. How a call is
+written is in `call_formats.py`; `rollout.py` comes next.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from ppp.call_formats import CALL_FORMATS, CallSyntaxError, Segment, detect
+from ppp.call_formats import check_tools as check_format_carries
+from ppp.types import RecipeError, ToolCall, ToolSpec
+
+_MARK = "\ue000{}\ue001"  # private-use characters: templates pass them through, and nothing strips them
+_MARKS = re.compile("\ue000([0-9]+)\ue001")
+_TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+_THINK, _THINK_END = "<think>", "</think>"
+_CUT = "\n[... {} tokens cut here ...]\n"
+_CUT_OFF = "The turn was cut off before it ended; a call in it was not executed. Write shorter turns."
+_PROBE = ToolCall("probe", {"text": "value"})
+_PROBE_TOOL = ToolSpec(
+    "probe", "A test.", {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedTurn:
+    """What the policy wrote in one turn.
+
+    Attributes:
+        message: the turn as a chat message: "content" without the call, "tool_calls" and "reasoning_content" if any.
+        call: the one call of the turn; None where there is none that may be executed.
+        error: a sentence for the policy where `call` is None.
+        closed: the turn ended with the end-of-turn token. A turn that did not never has a call.
+    """
+
+    message: dict[str, Any]
+    call: ToolCall | None
+    error: str | None
+    closed: bool
+
+
+class Codec:
+    """One tokenizer with its chat template and one dialect of tool calls; safe to share between threads.
+
+    Args:
+        tokenizer: a fast tokenizer with a chat template, an EOS token that ends assistant turns, and a pad token.
+        call_format: a key of `CALL_FORMATS`.
+
+    Raises:
+        RecipeError: the tokenizer or its template cannot be used.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, call_format: str) -> None:
+        if call_format not in CALL_FORMATS:
+            raise RecipeError(f"call_format: {call_format!r} is not known; allowed are {sorted(CALL_FORMATS)}")
+        for name, value in (
+            ("a chat template", tokenizer.chat_template),
+            ("an EOS token", tokenizer.eos_token),
+            ("a pad token", tokenizer.pad_token),
+        ):
+            if value is None:
+                raise RecipeError(
+                    f"tokenizer: {tokenizer.name_or_path!r} has no {name.split(maxsplit=1)[1]}; set {name}"
+                )
+        if not tokenizer.is_fast:
+            raise RecipeError(f"tokenizer: {tokenizer.name_or_path!r} is a slow tokenizer; a fast one is needed")
+        self.tokenizer = tokenizer
+        self.call_format = call_format
+        self.eos_id: int = tokenizer.eos_token_id
+        self.pad_id: int = tokenizer.pad_token_id
+        self._format = CALL_FORMATS[call_format]
+        # A copy: whoever calls `tokenizer(..., truncation=True)` leaves that setting behind in the backend.
+        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._added = {token.content: index for index, token in self._backend.get_added_tokens_decoder().items()}
+        longest_first = sorted(self._added, key=len, reverse=True)
+        self._added_pattern = re.compile("|".join(map(re.escape, longest_first)))
+        # Tokens for runs of white space and the like are no markup; content may keep them.
+        guarded = [
+            token.content
+            for token in self._backend.get_added_tokens_decoder().values()
+            if len(token.content) > 1 and (token.special or token.content[0] in "<[")
+        ]
+        self._guarded_pattern = re.compile("|".join(map(re.escape, sorted(guarded, key=len, reverse=True))) or "(?!)")
+        self._skeleton = lru_cache(maxsize=64)(self._render_skeleton)
+        self._cached_prompt = lru_cache(maxsize=256)(self._encode_prompt)
+        self._frame = lru_cache(maxsize=256)(self._cut_frame)
+        self._opens_think = False
+        self._check_template()
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, call_format: str | None = None) -> Codec:
+        """A codec whose dialect is told from the chat template unless it is named.
+
+        Raises:
+            RecipeError: as the class, or the dialect cannot be told.
+        """
+        template = tokenizer.chat_template
+        if call_format is None and isinstance(template, str):
+            call_format = detect(template)
+            if call_format is None:
+                raise RecipeError(
+                    f"call_format: the chat template of {tokenizer.name_or_path!r} does not tell how calls are written; "
+                    f"set one of {sorted(CALL_FORMATS)}"
+                )
+        return cls(tokenizer, call_format or "hermes")
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def prompt_ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[ToolSpec] = ()) -> list[int]:
+        """The tokens of a conversation of plain contents ("system", "user"), ready for the agent's first token.
+
+        The last prompts are remembered, so that the copies of one task are encoded once.
+        """
+        tools_json = json.dumps([tool.as_openai() for tool in tools])
+        contents = tuple((message["role"], message["content"]) for message in messages)
+        return list(self._cached_prompt(contents, tools_json))
+
+    def suffix_ids(self, observation: str, *, closed: bool, name: str) -> list[int]:
+        """The tokens that follow an agent turn: the tool message and the next generation prompt.
+
+        Args:
+            observation: untrusted text.
+            closed: whether the turn ended with the end-of-turn token; if not, one comes first.
+            name: the tool that answered, for templates that show it; untrusted.
+        """
+        head, before, after, tail = self._frame(name if _TOOL_NAME.fullmatch(name) else "tool")
+        start = [] if closed else [self.eos_id]
+        return [*start, *head, *self._encode_content(before + _clean(observation) + after), *tail]
+
+    def render_turn(self, text: str, call: ToolCall | None) -> list[int]:
+        """The tokens of a turn that says `text` and makes `call`, closed; what `parse` reads back.
+
+        Raises:
+            ValueError: the call cannot be written in this dialect.
+        """
+        segments: list[Segment] = [("\n</think>\n\n", True)] if self._opens_think else []
+        segments.append((text, False))
+        if call is not None:
+            segments += [(self._format.gap if text else "", False), *self._format.write(call, self._format)]
+        return [*self._encode_segments(segments), self.eos_id]
+
+    def truncate(self, text: str, max_tokens: int) -> str:
+        """`text`, or its beginning and end with a mark between them, in at most `max_tokens` tokens."""
+        text = _clean(text)
+        if len(text.encode()) <= max_tokens:  # no token is shorter than a byte
+            return text
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        num_tokens = len(encoding.ids)
+        budget = max_tokens
+        shorter = text
+        while len(self._encode_content(shorter)) > max_tokens:
+            if budget <= 0:
+                return text[: encoding.offsets[max_tokens - 1][1]] if max_tokens > 0 else ""
+            mark = _CUT.format(num_tokens - budget)
+            num_kept = max(0, budget - len(self._encode_content(mark)))
+            num_head = (num_kept + 1) // 2
+            head = text[: encoding.offsets[num_head - 1][1]] if num_head else ""
+            tail = text[encoding.offsets[num_tokens - num_kept // 2][0] :] if num_kept > 1 else ""
+            shorter = head + mark + tail
+            budget = budget - 1 if num_kept else 0
+        return shorter
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special tokens included."""
+        return self._backend.decode(list(token_ids), skip_special_tokens=False)
+
+    def parse(self, token_ids: Sequence[int], tools: Sequence[ToolSpec] = ()) -> ParsedTurn:
+        """Read one turn of the policy; never raises, whatever the tokens are.
+
+        A turn acts through exactly one call, outside of <think> blocks, and only if it is closed.
+
+        Args:
+            token_ids: as generated, with the end-of-turn token if there was one.
+            tools: whose schemas give the types of arguments that the dialect writes as plain text.
+        """
+        closed = bool(token_ids) and token_ids[-1] == self.eos_id
+        text = self.decode(token_ids[:-1] if closed else token_ids)
+        if self._opens_think:
+            text = _THINK + text
+        content, reasoning, calls, errors = self._scan(text, {tool.name: tool for tool in tools})
+        message: dict[str, Any] = {"role": "assistant", "content": content}
+        if reasoning:
+            message["reasoning_content"] = reasoning
+        num_calls = len(calls) + len(errors)
+        if closed and num_calls == 1 and calls:
+            function = {"name": calls[0].name, "arguments": dict(calls[0].arguments)}
+            message["tool_calls"] = [{"type": "function", "function": function}]
+            return ParsedTurn(message, calls[0], None, closed)
+        example = f"Write the call as\n{self._format.example}"
+        if not closed:
+            error = _CUT_OFF
+        elif num_calls > 1:
+            error = f"One call per turn: this turn holds {num_calls}, none was executed."
+        elif errors:
+            error = f"{errors[0]}. {example}"
+        else:
+            error = f"No tool call found; every turn makes exactly one. {example}"
+        return ParsedTurn(message, None, error, closed)
+
+    def _scan(self, text: str, tools: Mapping[str, ToolSpec]) -> tuple[str, str, list[ToolCall], list[str]]:
+        """Split a turn into content, reasoning, calls and the errors of calls that cannot be read, left to right.
+
+        What comes first decides: a <think> inside an argument is part of the argument, a call inside <think> is a
+        thought. A block that is never closed reaches to the end. Content keeps the text of calls that cannot be read.
+        """
+        content: list[str] = []
+        reasoning: list[str] = []
+        calls: list[ToolCall] = []
+        errors: list[str] = []
+        position, opening = 0, self._format.opening
+        while True:
+            thought, start = text.find(_THINK, position), text.find(opening, position)
+            if thought < 0 and start < 0:
+                content.append(text[position:])
+                break
+            if start < 0 or 0 <= thought < start:
+                content.append(text[position:thought])
+                end = text.find(_THINK_END, thought)
+                reasoning.append(text[thought + len(_THINK) : end if end >= 0 else len(text)].strip())
+                position = end + len(_THINK_END) if end >= 0 else len(text)
+                continue
+            content.append(text[position:start])
+            try:
+                call, position = self._format.read(text, start + len(opening), tools, self._format)
+                calls.append(call)
+            except CallSyntaxError as error:
+                errors.append(str(error))
+                content.append(text[start : error.end])
+                position = error.end
+        return "".join(content).strip(), "\n".join(filter(None, reasoning)), calls, errors
+
+    # --- templates ---------------------------------------------------------------------------------------------------
+
+    def _render(self, messages: list[dict[str, Any]], tools_json: str, *, prompt: bool = True) -> str:
+        tools = json.loads(tools_json) or None
+        return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
+
+    def _render_skeleton(self, roles: tuple[str, ...], tools_json: str) -> tuple[str, ...]:
+        """The template's text around the contents: [text, number of a content, text, number, ..., text]."""
+        messages = [{"role": role, "content": _MARK.format(number)} for number, role in enumerate(roles)]
+        return tuple(_MARKS.split(self._render(messages, tools_json)))
+
+    def _encode_prompt(self, contents: tuple[tuple[str, str], ...], tools_json: str) -> tuple[int, ...]:
+        skeleton = self._skeleton(tuple(role for role, _ in contents), tools_json)
+        segments: list[Segment] = []
+        for position, part in enumerate(skeleton):
+            segments.append((part, True) if position % 2 == 0 else (contents[int(part)][1].strip(), False))
+        return tuple(self._encode_segments(segments))
+
+    def _cut_frame(self, name: str) -> tuple[list[int], str, str, list[int]]:
+        """What stands around an observation: tokens, text up to it, text from it on, tokens.
+
+        The text that touches the observation is encoded together with it, as the template's whole text would be.
+        """
+        text = self._render([*_probe_conversation(_MARK.format(1), _MARK.format(2), name)], _probe_tools_json())
+        turn_end = text.index(self.tokenizer.eos_token, text.index(_MARK.format(1))) + len(self.tokenizer.eos_token)
+        before, after = text[turn_end:].split(_MARK.format(2))
+        tokens_before = list(self._added_pattern.finditer(before))
+        first_after = self._added_pattern.search(after)
+        cut_before = tokens_before[-1].end() if tokens_before else 0
+        cut_after = first_after.start() if first_after else len(after)
+        head = self._encode_segments([(before[:cut_before], True)])
+        return head, before[cut_before:], after[:cut_after], self._encode_segments([(after[cut_after:], True)])
+
+    def _check_template(self) -> None:
+        """Play one turn through the template and through this codec, and compare.
+
+        Raises:
+            RecipeError: the template cannot show tool messages, ends turns with another token than EOS, or what it
+                renders differs from the prompt, the turn and the suffix put together.
+        """
+        messages = _probe_conversation("Words.", "observed", "probe")
+        tools = _probe_tools_json()
+        where = f"tokenizer: the chat template of {self.tokenizer.name_or_path!r}"
+        try:
+            prompt = self._render(messages[:2], tools)
+            self._opens_think = prompt.rstrip().endswith(_THINK)
+            self._frame("probe")
+            expected = self._render(messages, tools)
+        except (TemplateError, ValueError) as error:
+            raise RecipeError(
+                f"{where} cannot show a call and a tool message, or does not end turns with the EOS token "
+                f"{self.tokenizer.eos_token!r} ({error}); allowed are templates that do, such as those in ppp/chat_templates"
+            ) from error
+        ours = self.prompt_ids(messages[:2], (_PROBE_TOOL,)) + self.render_turn("Words.", _PROBE)
+        ours += self.suffix_ids("observed", closed=True, name="probe")
+        theirs = self._encode_segments([(expected, True)])
+        if self.decode(ours) != self.decode(theirs):
+            raise RecipeError(
+                f"{where} is not append-only in the call format {self.call_format!r}: it renders\n"
+                f"{self.decode(theirs)[-300:]!r}\nwhere prompt, turn and observation make\n{self.decode(ours)[-300:]!r}"
+            )
+
+    @staticmethod
+    def check_tools(call_format: str, tools: Sequence[ToolSpec]) -> None:
+        """Raise `RecipeError` for a tool that the dialect cannot call."""
+        check_format_carries(call_format, tools)
+
+    # --- encoding ----------------------------------------------------------------------------------------------------
+
+    def _encode_segments(self, segments: Sequence[Segment]) -> list[int]:
+        """Encode markup and content: added tokens are recognised in markup alone, all other text is encoded in one run."""
+        ids: list[int] = []
+        run: list[str] = []
+        for text, is_markup in segments:
+            position = 0
+            if is_markup:
+                for found in self._added_pattern.finditer(text):
+                    run.append(text[position : found.start()])
+                    ids += self._encode_content("".join(run))
+                    run.clear()
+                    ids.append(self._added[found[0]])
+                    position = found.end()
+            run.append(text[position:])
+        return ids + self._encode_content("".join(run))
+
+    def _encode_content(self, text: str) -> list[int]:
+        """Encode text as it stands: where it holds the text of an added token, it is cut behind that one's first letter."""
+        text = _clean(text)
+        found = self._guarded_pattern.search(text)
+        if found is None:
+            return self._backend.encode(text, add_special_tokens=False).ids if text else []
+        ids: list[int] = []
+        position = 0
+        while found is not None:
+            cut = found.start() + 1
+            ids += self._backend.encode(text[position:cut], add_special_tokens=False).ids
+            position, found = cut, self._guarded_pattern.search(text, cut)
+        return ids + self._backend.encode(text[position:], add_special_tokens=False).ids
+
+
+def _clean(text: str) -> str:
+    """Replace lone surrogates (odd file names, JSON escapes), which no tokenizer takes."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _probe_tools_json() -> str:
+    return json.dumps([_PROBE_TOOL.as_openai()])
+
+
+def _probe_conversation(words: str, observation: str, name: str) -> list[dict[str, Any]]:
+    """System, user, a turn with a call, a tool message; the ids are for templates that insist on them."""
+    function = {"name": name, "arguments": dict(_PROBE.arguments)}
+    call = {"id": "call00000", "type": "function", "function": function}
+    return [
+        {"role": "system", "content": "A system prompt."},
+        {"role": "user", "content": "A request."},
+        {"role": "assistant", "content": words, "tool_calls": [call]},
+        {"role": "tool", "content": observation, "name": name, "tool_call_id": "call00000"},
+    ]

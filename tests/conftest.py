@@ -1,0 +1,89 @@
+"""Tiny real components: tokenizers without merges, and a random Qwen3 model; no downloads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+import trl
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from ppp.codec import Codec
+
+torch.set_num_threads(1)
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
+MARKUP = ["<tool_call>", "</tool_call>", "<think>", "</think>", "<tool_response>", "</tool_response>"]
+
+
+def read_template(name: str) -> str:
+    """A chat template of ours ("line", "hermes") or one of those that TRL ships ("qwen3", ...)."""
+    ours = resources.files("ppp") / "chat_templates" / f"{name}.jinja"
+    path = ours if ours.is_file() else Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
+    return path.read_text(encoding="utf-8")
+
+
+def byte_tokenizer(template: str = "hermes", markup: Sequence[str] = MARKUP) -> PreTrainedTokenizerBase:
+    """One token per byte, ChatML's special tokens, and tags as added tokens, as Qwen3 has them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    backend.add_tokens([AddedToken(token, special=False) for token in markup])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
+    )
+    tokenizer.chat_template = read_template(template)
+    return tokenizer
+
+
+def tiny_model(tokenizer: PreTrainedTokenizerBase, *, seed: int = 0, max_length: int = 2048) -> Qwen3ForCausalLM:
+    """A random Qwen3 of two layers; the wide initialisation makes its distributions far from uniform."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=max_length,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    return Qwen3ForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., PreTrainedTokenizerBase]:
+    return byte_tokenizer
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Qwen3ForCausalLM]:
+    return tiny_model
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerBase:
+    """Byte-level, with the "hermes" template."""
+    return byte_tokenizer()
+
+
+@pytest.fixture
+def codec(tokenizer: PreTrainedTokenizerBase) -> Codec:
+    return Codec.from_tokenizer(tokenizer)
+
+
+@pytest.fixture
+def model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
+    return tiny_model(tokenizer)
