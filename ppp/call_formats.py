@@ -1,8 +1,8 @@
 """How a tool call is written in text: one row per dialect in `CALL_FORMATS`, each with a reader and a writer.
 
-Knows nothing of tokens or templates (that is `codec.py`, which comes next) and does not check arguments against a schema
-(that is the rollout): a call that can be read is returned, one that cannot raises `CallSyntaxError` with a sentence for
-the policy.
+Knows nothing of tokens or templates (that is `codec.py`, which comes next) and checks no arguments against a schema (that
+is the rollout's): a call that can be read is returned, one that cannot raises `CallSyntaxError` with a sentence for the
+policy.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ class CallFormat:
     Attributes:
         opening: the text that starts a call.
         closing: the text that ends it.
-        gap: what the chat template puts between the text of a turn and its call.
         example: what the policy is shown when its call could not be read.
         read: (text, position after `opening`, tools by name, format) -> (call, position after the call).
         write: (call, format) -> segments, from `opening` to `closing`.
@@ -42,7 +41,6 @@ class CallFormat:
 
     opening: str
     closing: str
-    gap: str
     example: str
     read: Callable[[str, int, Mapping[str, ToolSpec], CallFormat], tuple[ToolCall, int]]
     write: Callable[[ToolCall, CallFormat], list[Segment]]
@@ -81,10 +79,8 @@ def _read_hermes(text: str, start: int, tools: Mapping[str, ToolSpec], fmt: Call
         value, end = _JSON.raw_decode(text, begin)
         value = _without_surrogates(value)
     except json.JSONDecodeError as error:
-        where = f"line {error.lineno - text.count(chr(10), 0, begin)}"
-        raise CallSyntaxError(
-            f"The call is not valid JSON: {error.msg} ({where})", _skip(text, start, fmt.closing)
-        ) from None
+        message = f"The call is not valid JSON: {error.msg} (character {error.pos - begin})"
+        raise CallSyntaxError(message, _skip(text, start, fmt.closing)) from None
     except (ValueError, RecursionError):
         message = "The call is not valid JSON: a number is too long or the nesting too deep"
         raise CallSyntaxError(message, _skip(text, start, fmt.closing)) from None
@@ -160,7 +156,7 @@ def _write_xml(call: ToolCall, fmt: CallFormat) -> list[Segment]:
 
 
 def _line_parameter(tool: ToolSpec) -> str | None:
-    """The one parameter that the "line" dialect can carry: the required one, or the only one; None where there is none."""
+    """The one parameter that the "line" dialect can carry: the required one, or the only one; None if there is none."""
     required = list(tool.parameters.get("required", ()))
     names = required or list(tool.parameters.get("properties", {}))
     return names[0] if len(names) == 1 else None
@@ -194,7 +190,6 @@ CALL_FORMATS: dict[str, CallFormat] = {
     "hermes": CallFormat(
         opening="<tool_call>",
         closing="</tool_call>",
-        gap="\n",
         example='<tool_call>\n{"name": "tool", "arguments": {"key": "value"}}\n</tool_call>',
         read=_read_hermes,
         write=_write_hermes,
@@ -202,7 +197,6 @@ CALL_FORMATS: dict[str, CallFormat] = {
     "xml": CallFormat(
         opening="<tool_call>",
         closing="</tool_call>",
-        gap="\n\n",
         example="<tool_call>\n<function=tool>\n<parameter=key>\nvalue\n</parameter>\n</function>\n</tool_call>",
         read=_read_xml,
         write=_write_xml,
@@ -210,7 +204,6 @@ CALL_FORMATS: dict[str, CallFormat] = {
     "line": CallFormat(
         opening="<function=",
         closing="</function>",
-        gap="\n",
         example="<function=tool> value </function>",
         read=_read_line,
         write=_write_line,

@@ -100,6 +100,7 @@ class Codec:
         self._cached_prompt = lru_cache(maxsize=256)(self._encode_prompt)
         self._frame = lru_cache(maxsize=256)(self._cut_frame)
         self._opens_think = False
+        self._gap = ""  # what the template puts between the text of a turn and its call
         self._check_template()
 
     @classmethod
@@ -114,8 +115,8 @@ class Codec:
             call_format = detect(template)
             if call_format is None:
                 raise RecipeError(
-                    f"call_format: the chat template of {tokenizer.name_or_path!r} does not tell how calls are written; "
-                    f"set one of {sorted(CALL_FORMATS)}"
+                    f"call_format: the chat template of {tokenizer.name_or_path!r} does not tell how calls are written;"
+                    f" set one of {sorted(CALL_FORMATS)}"
                 )
         return cls(tokenizer, call_format or "hermes")
 
@@ -151,7 +152,7 @@ class Codec:
         segments: list[Segment] = [("\n</think>\n\n", True)] if self._opens_think else []
         segments.append((text, False))
         if call is not None:
-            segments += [(self._format.gap if text else "", False), *self._format.write(call, self._format)]
+            segments += [(self._gap if text else "", False), *self._format.write(call, self._format)]
         return [*self._encode_segments(segments), self.eos_id]
 
     def truncate(self, text: str, max_tokens: int) -> str:
@@ -294,10 +295,12 @@ class Codec:
             self._opens_think = prompt.rstrip().endswith(_THINK)
             self._frame("probe")
             expected = self._render(messages, tools)
+            after_words = expected.index("Words.") + len("Words.")
+            self._gap = expected[after_words : expected.index(self._format.opening, after_words)]
         except (TemplateError, ValueError) as error:
             raise RecipeError(
-                f"{where} cannot show a call and a tool message, or does not end turns with the EOS token "
-                f"{self.tokenizer.eos_token!r} ({error}); allowed are templates that do, such as those in ppp/chat_templates"
+                f"{where} cannot show a call in the format {self.call_format!r} and a tool message, or does not end turns "
+                f"with the EOS token {self.tokenizer.eos_token!r} ({error}); allowed are templates that do"
             ) from error
         ours = self.prompt_ids(messages[:2], (_PROBE_TOOL,)) + self.render_turn("Words.", _PROBE)
         ours += self.suffix_ids("observed", closed=True, name="probe")
@@ -316,7 +319,7 @@ class Codec:
     # --- encoding ----------------------------------------------------------------------------------------------------
 
     def _encode_segments(self, segments: Sequence[Segment]) -> list[int]:
-        """Encode markup and content: added tokens are recognised in markup alone, all other text is encoded in one run."""
+        """Encode markup and content: added tokens are recognised in markup alone; the text between them is one run."""
         ids: list[int] = []
         run: list[str] = []
         for text, is_markup in segments:
@@ -332,7 +335,7 @@ class Codec:
         return ids + self._encode_content("".join(run))
 
     def _encode_content(self, text: str) -> list[int]:
-        """Encode text as it stands: where it holds the text of an added token, it is cut behind that one's first letter."""
+        """Encode text as it stands: where it spells an added token, it is cut behind that one's first letter."""
         text = _clean(text)
         found = self._guarded_pattern.search(text)
         if found is None:

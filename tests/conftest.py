@@ -16,12 +16,21 @@ from ppp.codec import Codec
 
 torch.set_num_threads(1)
 
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
+SPECIAL = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|tool|>",
+    "<|end|>",
+]
 MARKUP = ["<tool_call>", "</tool_call>", "<think>", "</think>", "<tool_response>", "</tool_response>"]
 
 
 def read_template(name: str) -> str:
-    """A chat template of ours ("line", "hermes") or one of those that TRL ships ("qwen3", ...)."""
+    """A chat template of ours ("town", "hermes") or one of those that TRL ships ("qwen3", ...)."""
     ours = resources.files("ppp") / "chat_templates" / f"{name}.jinja"
     path = ours if ours.is_file() else Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
     return path.read_text(encoding="utf-8")
@@ -29,6 +38,7 @@ def read_template(name: str) -> str:
 
 def byte_tokenizer(template: str = "hermes", markup: Sequence[str] = MARKUP) -> PreTrainedTokenizerBase:
     """One token per byte, ChatML's special tokens, and tags as added tokens, as Qwen3 has them."""
+    eos = "<|end|>" if template == "town" else "<|im_end|>"
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -36,7 +46,7 @@ def byte_tokenizer(template: str = "hermes", markup: Sequence[str] = MARKUP) -> 
     backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
     backend.add_tokens([AddedToken(token, special=False) for token in markup])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
+        tokenizer_object=backend, eos_token=eos, pad_token="<|endoftext|>", padding_side="left"
     )
     tokenizer.chat_template = read_template(template)
     return tokenizer
