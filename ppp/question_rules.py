@@ -1,0 +1,258 @@
+"""What a rule can decide about one question: ten verdicts, each a function `question -> bool`.
+
+No preference and no penalty here; `preferences.py` puts these rules into its table and is the file to read next. How a
+question is taken apart stands in `sentences.py`. A question that is a JSON value is judged by the texts in it, except by
+`is_capital`, `has_no_comma` and `is_json`, which look at every character.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+
+from ppp.sentences import BLOCK, LABEL, PLACEHOLDER, languages, prose, read_json, sentences, strings_of, words_of
+
+MAX_CONCISE_WORDS = 12
+MAX_CONCISE_CHARS = 100  # so that code, which counts as one word, stays short too
+NUM_LENGTH_SENTENCES = 3
+MIN_LANGUAGES = 5
+MIN_SNIPPET_LINES = 3
+MIN_OPTIONS = 2
+
+# Comma signs of every script, also the enclosed digits that carry one. Letters with a comma below (Romanian), quotation
+# marks and combining marks have "COMMA" in their Unicode names as well and are none.
+COMMAS = frozenset(
+    sign
+    for sign in map(chr, range(0x20000))
+    if unicodedata.category(sign) in ("Po", "No") and "COMMA" in unicodedata.name(sign, "").split()
+)
+
+_WH = (
+    r"(?:what(?:'s|’s)?|which|whose|whom?|who(?:'s|’s)|where|when|why|how"
+    r"|quale?|quali|che\s+cosa|cosa|cos['’]è|come|dove|quando|perché|chi|quant[oaie]|in\s+quale|a\s+quale|di\s+quale|con\s+quale"
+    r"|qué|cuál(?:es)?|cómo|dónde|cuándo|quién(?:es)?|por\s+qué|cuánt[oa]s?"
+    r"|quel(?:le)?s?|quoi|comment|où|quand|pourquoi|combien"
+    r"|was|welche[rsmn]?|wer|wen|wem|wie|wo|wann|warum|wieso|in\s+welche[rsmn]"
+    r"|qual|quais|onde|quem|por\s+que)\b"
+)
+_AUXILIARY = r"(?:is|are|was|were|do|does|did|has|have|had|can|could|will|would|should|may|must|am)(?:n['’]t)?\b"
+_SUBJECT = r"(?:it|its|the|this|that|these|those|there|they|he|she|we|you|i|your|my|our|a|an|any)\b"
+_AND = r"(?:and|plus|as\s+well\s+as|e|ed|y|et|und|&)(?:\s+(?:also|then|please|anche|auch|aussi|también))?"
+_REQUEST = (
+    r"(?:tell|give|send|show|describe|explain|provide|share|specify|clarify|state|name|list|confirm|mention|point\s+out"
+    r"|let\s+me\s+know\s+\w+|i(?:['’]d|\s+would)\s+like\s+to\s+know|i\s+(?:need|want|have)\s+to\s+know|i\s+wonder"
+    r"|dimmi|mi\s+dica|indica|indicami|spiega|spiegami|descrivi|specifica|mostrami|vorrei\s+sapere"
+    r"|dime|dígame|indique|explica|dites|indiquez|expliquez|sag(?:en)?\s+sie|sag\s+mir|nenne(?:n)?|erklär(?:e|en)?"
+    r"|diga|me\s+diga)\b"
+)
+_POLITE = r"(?:(?:please|kindly|so|then|now|also|but|and|or|per\s+favore|por\s+favor|bitte|ok(?:ay)?)[\s,:]+)*"
+# Asks only where nothing else in the text does: "Which one? Please choose." is one question.
+_WEAK_REQUEST = re.compile(
+    rf"^\W*{_POLITE}(?:choose|pick|select|answer|reply|let\s+me\s+know|scegli|indica|elige|choisis\w*|wähle\w*)\b", re.I
+)
+_ASKS = re.compile(rf"^\W*{_POLITE}(?:{_WH}|{_AUXILIARY}\s+{_SUBJECT})", re.I)
+_REQUESTS = re.compile(rf"^\W*{_POLITE}{_REQUEST}", re.I)
+_ALTERNATIVE = re.compile(r"^\W*(?:or|oppure|o|oder|ou|u)\b(?!\s+(?:what|which|who|how|why|where|when)\b)", re.I)
+_JOINED = re.compile(rf"\b{_AND}\s+(?:{_WH}(?!\s+\w+ing\b)|{_AUXILIARY}\s+{_SUBJECT}|{_REQUEST})", re.I)
+_ALSO_ASKS = re.compile(rf"[,;]\s*(?:{_WH})", re.I)
+
+_STRONG_OPTION = re.compile(rf"(?<![\w(\[])[(\[]?({LABEL})\s?[)\]]")
+_WEAK_OPTION = re.compile(
+    rf"(?:(?<=^)|(?<=[\n:;,.?(–—-])|(?<=option)|(?<=opzione))\s*[-*•]?\s*({LABEL})\s?[.:=–—-](?=\s)", re.I
+)
+_FILE_TYPE = (
+    r"(?:pyi?|pyx|ipynb|[jt]sx?|mjs|vue|java|kts?|scala|groovy|c|h|cc|[ch]pp|cxx|cs|go|rs|rb|php|p[lm]|lua|r|jl|mm?|swift"
+    r"|dart|exs?|erl|hs|clj|ml|sql|sh|bash|zsh|ps1|bat|html?|s?css|xml|svg|jsonl?|ya?ml|toml|ini|cfg|conf|env|lock|txt|md"
+    r"|rst|tex|log|[ct]sv|pdf|docx?|diff|patch|proto|cmake|gradle|tf|rc|in|po)"
+)
+_REFERENCE = re.compile(
+    rf"https?://[^\s/]+|\bwww\.\w|(?<![\w.])[\w./\\~+-]*[\w-]\.{_FILE_TYPE}\b(?!\.\w|\()"
+    r"|\b(?:Makefile|Dockerfile|README|LICENSE|CHANGELOG)\b|(?:^|[\s(`'\"])\.{0,2}/[\w.-]+/[\w./-]+",
+    re.I,
+)
+
+# "Hello! Hola! Bonjour!" shows no language.
+_GREETING_WORDS = """
+    hello hi hey dear friend friends my good morning afternoon evening day thanks thank you please welcome greetings bye
+    ciao salve buongiorno buonasera buon giorno amico amica amici caro grazie mille prego per favore hola buenos buenas
+    días dias tardes noches amigo amiga querido gracias muchas por favor saludos bonjour bonsoir salut cher ami mon merci
+    beaucoup s'il vous plaît plait hallo guten tag morgen abend freund lieber danke schön bitte servus moin olá ola oi bom
+    dia boa tarde noite obrigado obrigada meu dag goedemorgen goedendag vriend dank je hej god tack vän cześć dzień dobry
+    dziękuję merhaba selam teşekkürler привет здравствуйте спасибо друг नमस्ते धन्यवाद こんにちは ありがとう 你好 谢谢 您好
+    안녕하세요 감사합니다 مرحبا شكرا السلام عليكم שלום תודה γεια σας ευχαριστώ all everyone and e y et und
+"""
+_GREETINGS = frozenset(_GREETING_WORDS.split())
+
+
+def is_capital(question: str) -> bool:
+    """English without a lower-case letter, be it in code or in a file name; a letter beyond A-Z is not English."""
+    letters = [sign for sign in question if sign.isalpha() or sign.islower()]
+    if not letters or any(not "A" <= sign <= "Z" for sign in letters):
+        return False
+    return not any(_is_other(sentence, "en") for sentence in sentences(prose(question)))
+
+
+def has_no_comma(question: str) -> bool:
+    """No comma of any script anywhere, be it in a number or in code."""
+    return COMMAS.isdisjoint(question)
+
+
+def is_json(question: str) -> bool:
+    """One JSON object or array with some text in it, and nothing around it but white space; `read_json` is strict."""
+    return read_json(question) is not None and any(sign.isalpha() for sign in question)
+
+
+def is_three_sentences(question: str) -> bool:
+    """Exactly three sentences; dots in numbers, names, code, addresses and abbreviations end none."""
+    return len(sentences(prose(question))) == NUM_LENGTH_SENTENCES
+
+
+def is_concise(question: str) -> bool:
+    """One sentence of at most 12 words and 100 characters (labels of options are no words)."""
+    if len(question.strip()) > MAX_CONCISE_CHARS:
+        return False
+    text = prose(question)
+    words = words_of(_STRONG_OPTION.sub(" ", text))
+    return 0 < len(words) + _num_unspaced(text) // 2 <= MAX_CONCISE_WORDS and len(sentences(text)) == 1
+
+
+def _num_unspaced(text: str) -> int:
+    """Letters of scripts that write no spaces between words (Chinese, Japanese, Thai): two are taken for a word."""
+    return sum("\u0e00" <= sign <= "\u0eff" or "\u3040" <= sign <= "\u9fff" for sign in text)
+
+
+def is_italian(question: str) -> bool:
+    """Every sentence in Italian; code, file names and quotations in it may be anything."""
+    text = prose(question)
+    parts = sentences(text)
+    long_parts = [part for part in parts if _num_words(part) > 1]
+    if long_parts:
+        return all(_is_italian(part) for part in long_parts) and not any(_is_other(part, "it") for part in parts)
+    return any(_is_italian(part) for part in parts) and not any(_is_other(part, "it") for part in parts)
+
+
+def _num_words(sentence: str) -> int:
+    return len(words_of(sentence.replace(PLACEHOLDER, " ")))
+
+
+def _is_italian(sentence: str) -> bool:
+    ranked = languages(sentence)
+    if not ranked:
+        return False
+    # A single word rarely tells Italian from its neighbours: near the top is enough there.
+    share = 0.8 if _num_words(sentence) == 1 else 1.0
+    return dict(ranked).get("it", 0.0) >= share * ranked[0][1]
+
+
+def _is_other(sentence: str, wanted: str) -> bool:
+    """Whether a sentence is clearly in another language than `wanted`; technical terms alone are in none."""
+    ranked = languages(sentence)
+    return bool(ranked) and ranked[0][0] != wanted and ranked[0][1] >= 0.3
+
+
+def is_multilingual(question: str) -> bool:
+    """Sentences in at least five languages; greetings, and words standing alone, show no language."""
+    found: set[str] = set()
+    for sentence in sentences(prose(question)):
+        for part in re.split(r"\s[/|–—]\s|;", sentence):
+            part = re.sub(r"^\W*(?:[A-Z]{2}|[A-Z]\w{3,11})\s?:\s", "", part)  # "IT: ...", "Italian: ..."
+            words = [word for word in words_of(part.replace(PLACEHOLDER, " ")) if word.casefold() not in _GREETINGS]
+            if len(words) < 2 and _num_unspaced(part) < 4:
+                continue
+            ranked = languages(part)
+            if ranked and ranked[0][1] >= 0.25:
+                found.add(ranked[0][0])
+    return len(found) >= MIN_LANGUAGES
+
+
+def is_one_question(question: str) -> bool:
+    """Exactly one question (or request to tell something), whatever statements stand around it."""
+    return num_questions(question) == 1
+
+
+@lru_cache(maxsize=8192)
+def num_questions(question: str) -> int:
+    """How many things are asked.
+
+    Each interrogative sentence and each request ("Please tell me ...") is one. A conjunction that joins another
+    interrogative adds one ("which file and which line"); one that joins nouns does not ("which file and line"), nor does an
+    alternative ("A or B"). The same question in another language is another question: no rule can tell that it is the same.
+    """
+    text = prose(question)
+    parts = sentences(_without_option_marks(text))
+    total = 0
+    for part in parts:
+        if "?" in part:
+            inner = part.rstrip().rstrip("?").count("?")
+            total += inner + (0 if total and _ALTERNATIVE.match(part) else 1)
+        elif _REQUESTS.match(part) or (_ASKS.match(part) and re.match(rf"\W*{_POLITE}{_WH}", part, re.I)):
+            total += 1
+        else:
+            continue
+        total += len(_JOINED.findall(part))
+        if _ASKS.match(part):
+            total += len(_ALSO_ASKS.findall(part)) if re.match(rf"\W*{_POLITE}{_WH}", part, re.I) else 0
+    return total or int(any(_WEAK_REQUEST.match(part) for part in parts))
+
+
+def offers_selection(question: str) -> bool:
+    """A question with at least two labelled options that have a text: A) B), (a) (b), 1. 2., "- A: ...", on any lines."""
+    text = prose(question)
+    found = _options(text)
+    if len(found) < MIN_OPTIONS:
+        return False
+    lead = re.split(r"[.!?]\s", text[: found[0][0]])[-1]
+    asked = "?" in text[: found[0][0]] or bool(_ASKS.match(lead) or _REQUESTS.match(lead) or _WEAK_REQUEST.match(lead))
+    ending = re.search(r"[.?!]", text[found[-1][1] :])
+    return asked or not lead.strip() or (ending is not None and ending.group() == "?")
+
+
+def _options(text: str) -> list[tuple[int, int]]:
+    """Start and end of each option's label, if the labels count up from the first one and each has a text."""
+    for pattern in (_STRONG_OPTION, _WEAK_OPTION):
+        found: list[tuple[int, int]] = []
+        first = ""
+        for match in pattern.finditer(text):
+            label = match.group(1)
+            if not found and label in "Aa1":
+                first = label
+            if first and label == chr(ord(first) + len(found)):
+                found.append(match.span())
+        stops = [start for start, _ in found[1:]] + [len(text)]
+        texts = [text[end:stop] for (_, end), stop in zip(found, stops, strict=False)]
+        if len(found) >= MIN_OPTIONS and all(re.search(r"\w", item) and not _is_question_item(item) for item in texts):
+            return found
+    return []
+
+
+def _is_question_item(item: str) -> bool:
+    """Whether a labelled item is a question of its own, so that the list is one of questions, not of options."""
+    return bool(re.match(rf"\W*{_WH}", item, re.I)) or bool(
+        re.match(rf"\W*{_AUXILIARY}\s+{_SUBJECT}[^.?!]*\?", item, re.I)
+    )
+
+
+def _without_option_marks(text: str) -> str:
+    """`text` without the question marks inside its options: "A) parser? B) cache?" is asked once."""
+    found = _options(text)
+    if not found:
+        return text
+    first, last = found[0][1], found[-1][1]
+    tail = re.sub(r"\?(?=.*\?)", ",", text[last:], count=1) if text[last:].count("?") > 1 else text[last:]
+    return text[:first] + text[first:last].replace("?", ",") + tail
+
+
+def has_snippet(question: str) -> bool:
+    """At least three lines of code or document (fenced, quoted, indented or numbered) and a file or a URL."""
+    value = read_json(question)
+    text = question if value is None else "\n\n".join(strings_of(value))
+    return any(_num_lines(block.group()) >= MIN_SNIPPET_LINES for block in BLOCK.finditer(text)) and bool(
+        _REFERENCE.search(text)
+    )
+
+
+def _num_lines(block: str) -> int:
+    lines = [line for line in block.splitlines() if re.search(r"\w", line)]
+    is_fenced = block.lstrip().startswith(("```", "~~~"))
+    return len(lines) - (1 if is_fenced and re.match(r"\s*(?:```|~~~)\s*\w", block) else 0)
