@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -149,14 +149,17 @@ class RolloutPool:
 
                 return runner.run(self._run(jobs, step, ended))
         except KeyboardInterrupt:
-            self.close()  # a second Ctrl-C can leave coroutines behind; this ends them and closes their environments
+            # A second Ctrl-C, or one raised inside a coroutine, leaves the others behind; closing the loop cancels
+            # them, which closes their environments, and may raise the same interrupt again at its end.
+            with suppress(KeyboardInterrupt):
+                self.close()
             raise
 
     def close(self) -> None:
         """Cancel what still runs and close the event loop; a later `run` opens a new one."""
-        if self._runner is not None:
-            self._runner.close()
-            self._runner = None
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.close()
 
     def prompt_ids(self, task: Task) -> list[int]:
         """Tokens of a task's prompt; one shared list for all copies within a phase."""
