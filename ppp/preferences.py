@@ -1,7 +1,7 @@
-"""The twenty users of UserVille in one table: what the agent is told, what a judge is asked, the rule, the penalty, the split.
+"""The twenty users of UserVille in one table: what the agent is told, a judge is asked, the rule, penalty and split.
 
-How a single question is judged by rule stands in `question_rules.py`; who judges the rest, the scripted or the model user,
-stands in `users/`. What following a preference is worth stands in `rewards.py`. Adding a preference is one entry here.
+How a rule judges a question stands in `question_rules.py`; the judges of the rest, a scripted or a model user, stand in
+`users/`. What following a preference is worth stands in `rewards.py`. A new preference is one entry here.
 Source: PPP section 2.2.
 """
 
@@ -59,8 +59,10 @@ _TABLE = (
     ),
     Preference(
         name="concise_question",
-        description="This user likes very short questions that come to the point: one short sentence of at most twelve words, "
-        "without greeting, background or explanation.",
+        description=(
+            "This user likes very short questions that come to the point: one short sentence of at most twelve "
+            "words, without greeting, background or explanation."
+        ),
         criterion="Is the question a single short sentence that comes straight to the point?",
         rule=rules.is_concise,
         penalty=SLIGHT,
@@ -68,8 +70,10 @@ _TABLE = (
     ),
     Preference(
         name="detail_question",
-        description="This user likes detailed questions: each one should say what is already known, why the information is "
-        "needed and what exactly is being asked.",
+        description=(
+            "This user likes detailed questions: each one should say what is already known, why the information "
+            "is needed and what exactly is being asked."
+        ),
         criterion="Is the question detailed and set in context, so that it says what is known, what is asked and why?",
         rule=undecided,
         penalty=SLIGHT,
@@ -77,8 +81,10 @@ _TABLE = (
     ),
     Preference(
         name="answer_more",
-        description="This user enjoys being consulted and wants to be asked at least three times, each time in a message of "
-        "its own.",
+        description=(
+            "This user enjoys being consulted and wants to be asked at least three times, each time in a "
+            "message of its own."
+        ),
         criterion="",
         rule=undecided,
         penalty=too_few_questions,
@@ -86,8 +92,10 @@ _TABLE = (
     ),
     Preference(
         name="only_begin",
-        description="This user answers at the very beginning only: whatever has to be asked must be asked in the first turn, "
-        "before any other action, and never afterwards.",
+        description=(
+            "This user answers at the very beginning only: whatever has to be asked must be asked in the first "
+            "turn, before any other action, and never afterwards."
+        ),
         criterion="",
         rule=undecided,
         penalty=asked_late,
@@ -95,7 +103,9 @@ _TABLE = (
     ),
     Preference(
         name="no_ask",
-        description="This user does not want to be asked anything at all: work out the task without asking a single question.",
+        description=(
+            "This user does not want to be asked anything at all: work out the task without asking a single question."
+        ),
         criterion="",
         rule=undecided,
         penalty=partial(too_many_questions, limit=0),
@@ -104,8 +114,10 @@ _TABLE = (
     ),
     Preference(
         name="do_selection",
-        description="This user answers multiple-choice questions only: each question must offer labelled options to choose "
-        'from, such as "A) ... B) ... C) ...". To any other question this user says "I don\'t know".',
+        description=(
+            "This user answers multiple-choice questions only: each question must offer labelled options to "
+            'choose from, such as "A) ... B) ... C) ...". To any other question this user says "I don\'t know".'
+        ),
         criterion="Does the question offer labelled options (A, B, C or the like) to choose from?",
         rule=rules.offers_selection,
         penalty=SEVERE,
@@ -113,7 +125,9 @@ _TABLE = (
     ),
     Preference(
         name="professional",
-        description="This user is an expert in the field who understands technical terms and can answer technical questions.",
+        description=(
+            "This user is an expert in the field who understands technical terms and can answer technical questions."
+        ),
         criterion="",
         rule=undecided,
         penalty=no_penalty,
@@ -122,8 +136,10 @@ _TABLE = (
     ),
     Preference(
         name="amateur",
-        description="This user is a layperson who can answer simple, general questions in everyday words only. To a technical "
-        'question this user says "I don\'t know".',
+        description=(
+            "This user is a layperson who can answer simple, general questions in everyday words only. To a "
+            'technical question this user says "I don\'t know".'
+        ),
         criterion="Can a layperson understand and answer the question with common sense, without technical knowledge?",
         rule=undecided,
         penalty=SLIGHT,
@@ -131,8 +147,10 @@ _TABLE = (
     ),
     Preference(
         name="ask_many",
-        description="This user wants to be disturbed once only: everything that has to be asked must stand together in one "
-        "single message.",
+        description=(
+            "This user wants to be disturbed once only: everything that has to be asked must stand together in "
+            "one single message."
+        ),
         criterion="",
         rule=undecided,
         penalty=partial(too_many_questions, limit=1),
@@ -148,10 +166,14 @@ _TABLE = (
     ),
     Preference(
         name="first_try",
-        description="This user wants the work to be tried first: ask only when really blocked, and say then what was tried and "
-        "what stands in the way.",
-        criterion="Does the question show what was tried before, and does it name a real blocker that the agent could not "
-        "have overcome alone?",
+        description=(
+            "This user wants the work to be tried first: ask only when really blocked, and say then what was "
+            "tried and what stands in the way."
+        ),
+        criterion=(
+            "Does the question show what was tried before, and does it name a real blocker that the agent could "
+            "not have overcome alone?"
+        ),
         rule=undecided,
         penalty=SLIGHT,
         split="seen",
@@ -166,8 +188,10 @@ _TABLE = (
     ),
     Preference(
         name="lang_multi",
-        description="This user loves languages: every question must use at least five different languages, with at least one "
-        "full sentence in each; greetings do not count.",
+        description=(
+            "This user loves languages: every question must use at least five different languages, with at "
+            "least one full sentence in each; greetings do not count."
+        ),
         criterion="Does the question use at least five languages, beyond mere greetings?",
         rule=rules.is_multilingual,
         penalty=SEVERE,
@@ -175,7 +199,9 @@ _TABLE = (
     ),
     Preference(
         name="capital",
-        description="This user reads English in capital letters only: no lower-case letter may appear anywhere in a question.",
+        description=(
+            "This user reads English in capital letters only: no lower-case letter may appear anywhere in a question."
+        ),
         criterion="Is the question in English and entirely in capital letters?",
         rule=rules.is_capital,
         penalty=SEVERE,
@@ -191,8 +217,10 @@ _TABLE = (
     ),
     Preference(
         name="json",
-        description="This user reads JSON only: the whole question must be one valid JSON object or array, with no text and no "
-        "code fence around it.",
+        description=(
+            "This user reads JSON only: the whole question must be one valid JSON object or array, with no text "
+            "and no code fence around it."
+        ),
         criterion="Is the whole question one valid JSON object or array with nothing around it?",
         rule=rules.is_json,
         penalty=SEVERE,
@@ -208,10 +236,14 @@ _TABLE = (
     ),
     Preference(
         name="snippet",
-        description="This user wants to see what a question is about: every question must quote at least three lines of code or "
-        "of a document, as a block, and name the file or the URL that they come from.",
-        criterion="Does the question quote at least three lines of code or of a document that bear on it, and name their "
-        "file or URL?",
+        description=(
+            "This user wants to see what a question is about: every question must quote at least three lines of "
+            "code or of a document, as a block, and name the file or the URL that they come from."
+        ),
+        criterion=(
+            "Does the question quote at least three lines of code or of a document that bear on it, and name "
+            "their file or URL?"
+        ),
         rule=rules.has_snippet,
         penalty=SEVERE,
         split="unseen",

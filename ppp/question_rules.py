@@ -1,17 +1,20 @@
 """What a rule can decide about one question: ten verdicts, each a function `question -> bool`.
 
-No preference and no penalty here; `preferences.py` puts these rules into its table and is the file to read next. How a
-question is taken apart stands in `sentences.py`. A question that is a JSON value is judged by the texts in it, except by
-`is_capital`, `has_no_comma` and `is_json`, which look at every character.
+No preference and no penalty here; `preferences.py` puts these rules into its table and is the file to read next. How
+a question is taken apart stands in `sentences.py`. A question that is a JSON value is judged by the texts in it, except
+by `is_capital`, `has_no_comma` and `is_json`, which look at every character.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from functools import lru_cache
 
 from ppp.sentences import BLOCK, LABEL, PLACEHOLDER, languages, prose, read_json, sentences, strings_of, words_of
+
+Rule = Callable[[str], bool]
 
 MAX_CONCISE_WORDS = 12
 MAX_CONCISE_CHARS = 100  # so that code, which counts as one word, stays short too
@@ -28,20 +31,23 @@ COMMAS = frozenset(
     if unicodedata.category(sign) in ("Po", "No") and "COMMA" in unicodedata.name(sign, "").split()
 )
 
-_WH = (
-    r"(?:what(?:'s|’s)?|which|whose|whom?|who(?:'s|’s)|where|when|why|how"
-    r"|quale?|quali|che\s+cosa|cosa|cos['’]è|come|dove|quando|perché|chi|quant[oaie]|in\s+quale|a\s+quale|di\s+quale|con\s+quale"
+_WH_ENGLISH = r"(?:what(?:['’]s)?|which|whose|whom?|who(?:['’]s)?|where|when|why|how)\b"
+_WH_OTHER = (
+    r"(?:quale?|quali|che\s+cosa|cosa|cos['’]è|come|dove|quando|perché|chi|quant[oaie]|(?:in|a|di|con)\s+quale"
     r"|qué|cuál(?:es)?|cómo|dónde|cuándo|quién(?:es)?|por\s+qué|cuánt[oa]s?"
     r"|quel(?:le)?s?|quoi|comment|où|quand|pourquoi|combien"
     r"|was|welche[rsmn]?|wer|wen|wem|wie|wo|wann|warum|wieso|in\s+welche[rsmn]"
-    r"|qual|quais|onde|quem|por\s+que)\b"
+    r"|quais|onde|quem|por\s+que)\b"
 )
+_WH = rf"(?:{_WH_ENGLISH}|{_WH_OTHER})"
 _AUXILIARY = r"(?:is|are|was|were|do|does|did|has|have|had|can|could|will|would|should|may|must|am)(?:n['’]t)?\b"
 _SUBJECT = r"(?:it|its|the|this|that|these|those|there|they|he|she|we|you|i|your|my|our|a|an|any)\b"
-_AND = r"(?:and|plus|as\s+well\s+as|e|ed|y|et|und|&)(?:\s+(?:also|then|please|anche|auch|aussi|también))?"
+_VERB_OR_NOUN = (
+    r"(?:name|state|list|share|show|give|send|mention)\s+(?:me|us|the|your|all|any|each|every|a|an|what|which|how)"
+)
 _REQUEST = (
-    r"(?:tell|give|send|show|describe|explain|provide|share|specify|clarify|state|name|list|confirm|mention|point\s+out"
-    r"|let\s+me\s+know\s+\w+|i(?:['’]d|\s+would)\s+like\s+to\s+know|i\s+(?:need|want|have)\s+to\s+know|i\s+wonder"
+    rf"(?:{_VERB_OR_NOUN}|tell|describe|explain|provide|specify|clarify|confirm|point\s+out|let\s+me\s+know\s+\w+"
+    r"|i(?:['’]d|\s+would)\s+like\s+to\s+know|i\s+(?:need|want|have)\s+to\s+know|i\s+wonder"
     r"|dimmi|mi\s+dica|indica|indicami|spiega|spiegami|descrivi|specifica|mostrami|vorrei\s+sapere"
     r"|dime|dígame|indique|explica|dites|indiquez|expliquez|sag(?:en)?\s+sie|sag\s+mir|nenne(?:n)?|erklär(?:e|en)?"
     r"|diga|me\s+diga)\b"
@@ -51,36 +57,50 @@ _POLITE = r"(?:(?:please|kindly|so|then|now|also|but|and|or|per\s+favore|por\s+f
 _WEAK_REQUEST = re.compile(
     rf"^\W*{_POLITE}(?:choose|pick|select|answer|reply|let\s+me\s+know|scegli|indica|elige|choisis\w*|wähle\w*)\b", re.I
 )
+_OPENING = re.compile(rf"^\W*{_POLITE}", re.I)
+# "When it fails, what is shown?" opens with a clause that asks nothing, as "What I see is ..." does.
+_STARTS_WH = re.compile(rf"^\W*{_POLITE}(?!{_WH_ENGLISH}\s+{_SUBJECT}){_WH}", re.I)
+# Words that open a question even where its mark was forgotten; "when" and "where" open statements as often.
+_UNMARKED = re.compile(
+    rf"^\W*{_POLITE}(?!{_WH_ENGLISH}\s+{_SUBJECT})"
+    r"(?:what|which|whose|who|why|how|quale|quali|perché|qué|cuál|quel(?:le)?s?|pourquoi|welche[rsmn]?|warum)\b",
+    re.I,
+)
 _ASKS = re.compile(rf"^\W*{_POLITE}(?:{_WH}|{_AUXILIARY}\s+{_SUBJECT})", re.I)
-_REQUESTS = re.compile(rf"^\W*{_POLITE}{_REQUEST}", re.I)
+_REQUESTS = re.compile(rf"(?:^\W*|[,;:–—]\s*){_POLITE}{_REQUEST}", re.I)
 _ALTERNATIVE = re.compile(r"^\W*(?:or|oppure|o|oder|ou|u)\b(?!\s+(?:what|which|who|how|why|where|when)\b)", re.I)
-_JOINED = re.compile(rf"\b{_AND}\s+(?:{_WH}(?!\s+\w+ing\b)|{_AUXILIARY}\s+{_SUBJECT}|{_REQUEST})", re.I)
+_JOINED = re.compile(
+    r"\b(?:and|plus|as\s+well\s+as|&)(?:\s+(?:also|then|please))*"
+    rf"\s+(?:{_WH_ENGLISH}(?!\s+\w+ing\b)|{_AUXILIARY}\s+{_SUBJECT}|{_REQUEST})"
+    rf"|\b(?:e|ed|y|et|und)(?:\s+(?:anche|auch|aussi|también|poi))?\s+(?:{_WH_OTHER}|{_REQUEST})",
+    re.I,
+)
 _ALSO_ASKS = re.compile(rf"[,;]\s*(?:{_WH})", re.I)
 
 _STRONG_OPTION = re.compile(rf"(?<![\w(\[])[(\[]?({LABEL})\s?[)\]]")
-_WEAK_OPTION = re.compile(
-    rf"(?:(?<=^)|(?<=[\n:;,.?(–—-])|(?<=option)|(?<=opzione))\s*[-*•]?\s*({LABEL})\s?[.:=–—-](?=\s)", re.I
-)
+_WEAK_OPTION = re.compile(rf"(?:^|(?<=\s)|(?<=[(–—-]))({LABEL})\s?[.:=–—-](?=\s)")
+_WEAK_CONTEXT = re.compile(r"(?:^|[\n:;,.?(–—-]|option|opzione)\s*[-•]?\s*$", re.I)  # "Plan A. Then" is no option
 _FILE_TYPE = (
     r"(?:pyi?|pyx|ipynb|[jt]sx?|mjs|vue|java|kts?|scala|groovy|c|h|cc|[ch]pp|cxx|cs|go|rs|rb|php|p[lm]|lua|r|jl|mm?|swift"
     r"|dart|exs?|erl|hs|clj|ml|sql|sh|bash|zsh|ps1|bat|html?|s?css|xml|svg|jsonl?|ya?ml|toml|ini|cfg|conf|env|lock|txt|md"
     r"|rst|tex|log|[ct]sv|pdf|docx?|diff|patch|proto|cmake|gradle|tf|rc|in|po)"
 )
 _REFERENCE = re.compile(
-    rf"https?://[^\s/]+|\bwww\.\w|(?<![\w.])[\w./\\~+-]*[\w-]\.{_FILE_TYPE}\b(?!\.\w|\()"
+    rf"https?://[^\s/]+|\bwww\.\w|(?<![\w.])[\w./\\~+-]{{0,200}}[\w-]\.{_FILE_TYPE}\b(?!\.\w|\()"
     r"|\b(?:Makefile|Dockerfile|README|LICENSE|CHANGELOG)\b|(?:^|[\s(`'\"])\.{0,2}/[\w.-]+/[\w./-]+",
     re.I,
 )
 
 # "Hello! Hola! Bonjour!" shows no language.
 _GREETING_WORDS = """
-    hello hi hey dear friend friends my good morning afternoon evening day thanks thank you please welcome greetings bye
-    ciao salve buongiorno buonasera buon giorno amico amica amici caro grazie mille prego per favore hola buenos buenas
-    días dias tardes noches amigo amiga querido gracias muchas por favor saludos bonjour bonsoir salut cher ami mon merci
-    beaucoup s'il vous plaît plait hallo guten tag morgen abend freund lieber danke schön bitte servus moin olá ola oi bom
-    dia boa tarde noite obrigado obrigada meu dag goedemorgen goedendag vriend dank je hej god tack vän cześć dzień dobry
-    dziękuję merhaba selam teşekkürler привет здравствуйте спасибо друг नमस्ते धन्यवाद こんにちは ありがとう 你好 谢谢 您好
-    안녕하세요 감사합니다 مرحبا شكرا السلام عليكم שלום תודה γεια σας ευχαριστώ all everyone and e y et und
+    hello hi hey dear friend friends my good morning afternoon evening day thanks thank you please welcome
+    greetings bye ciao salve buongiorno buonasera buon giorno amico amica amici caro grazie mille prego per
+    favore hola buenos buenas días dias tardes noches amigo amiga querido gracias muchas por favor saludos
+    bonjour bonsoir salut cher ami mon merci beaucoup s'il vous plaît plait hallo guten tag morgen abend freund
+    lieber danke schön bitte servus moin olá ola oi bom dia boa tarde noite obrigado obrigada meu dag
+    goedemorgen goedendag vriend dank je hej god tack vän cześć dzień dobry dziękuję merhaba selam teşekkürler
+    привет здравствуйте спасибо друг नमस्ते धन्यवाद こんにちは ありがとう 你好 谢谢 您好 안녕하세요 감사합니다
+    مرحبا شكرا السلام عليكم שלום תודה γεια σας ευχαριστώ all everyone and e y et und
 """
 _GREETINGS = frozenset(_GREETING_WORDS.split())
 
@@ -171,39 +191,39 @@ def is_one_question(question: str) -> bool:
     return num_questions(question) == 1
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=2048)
 def num_questions(question: str) -> int:
     """How many things are asked.
 
     Each interrogative sentence and each request ("Please tell me ...") is one. A conjunction that joins another
-    interrogative adds one ("which file and which line"); one that joins nouns does not ("which file and line"), nor does an
-    alternative ("A or B"). The same question in another language is another question: no rule can tell that it is the same.
+    interrogative adds one ("which file and which line"); one that joins nouns does not ("which file and line"), nor
+    does an alternative ("A or B"). The same question in another language is another question: no rule can tell that it
+    is the same.
     """
-    text = prose(question)
-    parts = sentences(_without_option_marks(text))
+    parts = sentences(_without_option_marks(prose(question)))
     total = 0
     for part in parts:
+        is_interrogative = bool(_STARTS_WH.match(part))
         if "?" in part:
-            inner = part.rstrip().rstrip("?").count("?")
-            total += inner + (0 if total and _ALTERNATIVE.match(part) else 1)
-        elif _REQUESTS.match(part) or (_ASKS.match(part) and re.match(rf"\W*{_POLITE}{_WH}", part, re.I)):
+            total += part.count("?") - (1 if total and _ALTERNATIVE.match(part) else 0)
+        elif _UNMARKED.match(part) or _REQUESTS.search(part):
             total += 1
         else:
             continue
-        total += len(_JOINED.findall(part))
-        if _ASKS.match(part):
-            total += len(_ALSO_ASKS.findall(part)) if re.match(rf"\W*{_POLITE}{_WH}", part, re.I) else 0
+        total += len(_JOINED.findall(_OPENING.sub("", part)))
+        if is_interrogative:
+            total += len(_ALSO_ASKS.findall(part))
     return total or int(any(_WEAK_REQUEST.match(part) for part in parts))
 
 
 def offers_selection(question: str) -> bool:
-    """A question with at least two labelled options that have a text: A) B), (a) (b), 1. 2., "- A: ...", on any lines."""
+    """A question with at least two labelled options that have a text: A) B), (a) (b), 1. 2., "- A: ..."."""
     text = prose(question)
     found = _options(text)
     if len(found) < MIN_OPTIONS:
         return False
     lead = re.split(r"[.!?]\s", text[: found[0][0]])[-1]
-    asked = "?" in text[: found[0][0]] or bool(_ASKS.match(lead) or _REQUESTS.match(lead) or _WEAK_REQUEST.match(lead))
+    asked = "?" in text[: found[0][0]] or bool(_ASKS.match(lead) or _REQUESTS.search(lead) or _WEAK_REQUEST.match(lead))
     ending = re.search(r"[.?!]", text[found[-1][1] :])
     return asked or not lead.strip() or (ending is not None and ending.group() == "?")
 
@@ -215,7 +235,8 @@ def _options(text: str) -> list[tuple[int, int]]:
         first = ""
         for match in pattern.finditer(text):
             label = match.group(1)
-            if not found and label in "Aa1":
+            opens = pattern is _STRONG_OPTION or _WEAK_CONTEXT.search(text[: match.start()][-12:])
+            if not found and label in "Aa1" and opens:
                 first = label
             if first and label == chr(ord(first) + len(found)):
                 found.append(match.span())
@@ -255,4 +276,4 @@ def has_snippet(question: str) -> bool:
 def _num_lines(block: str) -> int:
     lines = [line for line in block.splitlines() if re.search(r"\w", line)]
     is_fenced = block.lstrip().startswith(("```", "~~~"))
-    return len(lines) - (1 if is_fenced and re.match(r"\s*(?:```|~~~)\s*\w", block) else 0)
+    return len(lines) - (1 if is_fenced and re.match(r"\s*(?:```|~~~)[ \t]*\w", block) else 0)

@@ -19,6 +19,7 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 PLACEHOLDER = "Xqx"
 MAX_CHARS = 6000  # of prose that are read; far beyond any question, and the libraries stay fast on hostile text
 MAX_JSON_DEPTH = 50
+MAX_WORD_CHARS = 80  # what is longer without a space is no word
 
 # The languages an agent is likely to write. Regional relatives (Galician, Latin, Afrikaans, Wu Chinese, ...) stay out:
 # with all of py3langid's languages they take short Spanish, Italian, Dutch and Chinese questions.
@@ -43,7 +44,7 @@ _ADDRESS = re.compile(
 _QUOTATION = re.compile(
     r'"([^"\n]{1,300})"|“([^”\n]{1,300})”|«([^»\n]{1,300})»|„([^“”\n]{1,300})[“”]|(?<!\w)[\'‘]([^\'’\n]{1,80})[\'’](?!\w)'
 )
-_INITIALS = re.compile(r"(?:\w\.)+\w?")  # "e.g", "U.S", "z.B": pysbd knows these
+_INITIALS = re.compile(r"[^\W\d]\.[^\W\d]|(?:[A-Z]\.)+[A-Z]")  # "e.g", "U.S", "z.B": pysbd knows these
 _CODE_TOKEN = re.compile(
     r".*\w(?:\.|::|->)\w|.*[\\_=<>$%@{}]|.*\w\(.*\)|[-~/.]+\w|(?:[^/]*/){2,}|.*[a-z][A-Z]", re.DOTALL
 )
@@ -58,8 +59,22 @@ _ABBREVIATION = re.compile(
 _MARKS = str.maketrans(
     dict.fromkeys("؟？\u037e⁇‽⁈⁉፧", "?") | dict.fromkeys("।॥۔．｡。", ".") | dict.fromkeys("*^|\\{}$", " ") | {"！": "!"}
 )
+_LABEL_BRACKETS = re.compile(r"(?<!\w)\(?\w{1,5}\)")
+_HIDDEN = str.maketrans("()", "⦗⦘")
+_SHOWN = str.maketrans("⦗⦘", "()")
 _OUTER = "([{\"'<«“„‘¿¡"
 _CLOSING = ")]}\"'>»”’.,;:!?…"
+
+# py3langid needs more than two or three words; the question word decides there, where it belongs to one language only.
+_QUESTION_WORDS = {
+    "en": {"what", "which", "whose", "why", "how", "when", "where"},
+    "it": {"quale", "quali", "perché", "chi", "dove", "cosa"},
+    "es": {"qué", "cuál", "cuáles", "cómo", "dónde", "cuándo", "quién"},
+    "fr": {"quel", "quelle", "quels", "quelles", "quoi", "comment", "pourquoi", "où", "combien"},
+    "de": {"welche", "welches", "welcher", "welchen", "welchem", "wann", "warum", "wieso"},
+    "pt": {"quais", "quem"},
+    "nl": {"welke", "waarom", "wanneer", "waar"},
+}
 
 _lock = threading.Lock()
 
@@ -123,7 +138,7 @@ def _mask_token(match: re.Match[str]) -> str:
     before = token[: len(token) - len(bare)]
     core = bare if re.fullmatch(r"[\w.:]+\([^()]*\)", bare) else bare.rstrip(_CLOSING)
     after = bare[len(core) :]
-    if not core or _INITIALS.fullmatch(core) or not _CODE_TOKEN.match(core):
+    if not core or _INITIALS.fullmatch(core) or not (len(core) > MAX_WORD_CHARS or _CODE_TOKEN.match(core)):
         return token
     return before + PLACEHOLDER + after
 
@@ -168,6 +183,15 @@ def _paragraphs(text: str) -> list[str]:
     return paragraphs
 
 
+def _hide(paragraph: str) -> str:
+    """`paragraph` with the brackets of labels hidden: pysbd's own reading of lists takes minutes on a hostile one."""
+    return _LABEL_BRACKETS.sub(lambda match: match.group().translate(_HIDDEN), paragraph)
+
+
+def _unhide(part: str) -> str:
+    return part.translate(_SHOWN)
+
+
 @functools.cache
 def _segmenter() -> pysbd.Segmenter:
     return pysbd.Segmenter(language="en", clean=False)
@@ -180,7 +204,7 @@ def _identifier() -> LanguageIdentifier:
     return identifier
 
 
-@functools.lru_cache(maxsize=8192)
+@functools.lru_cache(maxsize=2048)
 def prose(question: str) -> str:
     """What the agent says in its own words: code, names and quotations masked, the texts of a JSON value joined."""
     value = read_json(question)
@@ -188,13 +212,13 @@ def prose(question: str) -> str:
     return _mask(text[:MAX_CHARS].replace("\r\n", "\n"))
 
 
-@functools.lru_cache(maxsize=8192)
+@functools.lru_cache(maxsize=2048)
 def sentences(text: str) -> tuple[str, ...]:
     """The sentences of `text`, which `prose` gave; a list of options without an end belongs to what it follows."""
     found: list[str] = []
     for paragraph in _paragraphs(text):
         with _lock:  # pysbd keeps the text it works on in the segmenter
-            parts = [str(part).strip() for part in _segmenter().segment(paragraph)]
+            parts = [_unhide(str(part)).strip() for part in _segmenter().segment(_hide(paragraph))]
         for part in parts:
             if not re.search(r"\w", part):
                 continue
@@ -205,14 +229,18 @@ def sentences(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-@functools.lru_cache(maxsize=8192)
+@functools.lru_cache(maxsize=2048)
 def languages(sentence: str) -> tuple[tuple[str, float], ...]:
     """The languages of one sentence with their probabilities, most likely first; empty where it has no words."""
     bare = sentence.replace(PLACEHOLDER, " ")
     if not re.search(r"[^\W\d_]", bare):
         return ()
-    # Two letters that no language of the table but Spanish (and its relatives) has decide short questions.
+    # Signs that only Spanish and its nearest relatives write decide where py3langid hears Italian.
     if re.search(r"[¿¡ñ]", bare):
         return (("es", 1.0),)
+    words = words_of(bare.casefold())
+    owners = [language for language, known in _QUESTION_WORDS.items() if not known.isdisjoint(words)]
+    if len(words) <= 3 and len(owners) == 1:
+        return ((owners[0], 1.0),)
     ranked = _identifier().rank(" ".join(bare.split()))
     return tuple((language, float(probability)) for language, probability in ranked)
