@@ -1,0 +1,142 @@
+"""From a checked recipe to the things it names: tokenizer, codec, model, engine, pool. Training and evaluation share this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import AutoPeftModelForCausalLM, LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ppp.codec import Codec
+from ppp.config import refuse
+from ppp.engines.base import Engine
+from ppp.engines.transformers import TransformersEngine
+from ppp.recipe import Recipe
+from ppp.rollout import RolloutPool
+from ppp.tiny_model import byte_tokenizer, save_tiny_model, tiny_model
+from ppp.types import RecipeError
+
+LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError)  # what transformers raises for a model that cannot be loaded
+
+
+def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The tokenizer of the recipe's model; cheap, so that a wrong name is found before anything else is done.
+
+    Raises:
+        RecipeError: there is no such model, or it brings no tokenizer.
+    """
+    if recipe.config.tiny_model:
+        return byte_tokenizer()
+    name = recipe.config.model_name_or_path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, padding_side="left", trust_remote_code=recipe.args.trust_remote_code
+        )
+    except LOAD_ERRORS as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise refuse("model_name_or_path", name, f"a folder or a name on the Hub with a tokenizer ({first_line})") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def build_codec(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Codec:
+    return Codec.from_tokenizer(tokenizer, recipe.config.call_format)
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path | None = None) -> PreTrainedModel:
+    """The model, on the CPU; a folder that holds an adapter gives its base model with the adapter.
+
+    Args:
+        folder: where a tiny model is written first, because a KL term needs a reference that can be loaded by name.
+
+    Raises:
+        RecipeError: the model cannot be loaded.
+    """
+    config, args = recipe.config, recipe.args
+    name = config.model_name_or_path
+    if config.tiny_model:
+        max_length = max_context(recipe)
+        if folder is None:
+            return tiny_model(byte_tokenizer(), args.seed, max_length)
+        save_tiny_model(folder, args.seed, max_length)
+        name = str(folder)
+    options: dict[str, Any] = {
+        "dtype": config.dtype if config.dtype == "auto" else getattr(torch, config.dtype),
+        "trust_remote_code": args.trust_remote_code,
+        **(args.model_init_kwargs or {}),
+    }
+    try:
+        if (Path(str(name)) / "adapter_config.json").is_file():
+            return AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=True, **options)
+        return AutoModelForCausalLM.from_pretrained(name, **options)
+    except LOAD_ERRORS as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise refuse("model_name_or_path", name, f"a model that transformers can load ({first_line})") from error
+
+
+def build_peft_config(recipe: Recipe) -> LoraConfig | None:
+    """LoRA as the recipe wants it; None to train all weights."""
+    config = recipe.config
+    if not config.use_peft:
+        return None
+    modules: str | list[str] = config.lora_target_modules
+    return LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules="all-linear" if modules == ["all-linear"] else modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def max_context(recipe: Recipe) -> int:
+    """Tokens of the longest trajectory that the limits allow, prompt included."""
+    limits = recipe.config.build_limits(recipe.args.max_completion_length or 1)
+    return limits.max_prompt_tokens + limits.max_completion_tokens
+
+
+def build_engine(recipe: Recipe, codec: Codec, model_provider: Callable[[], PreTrainedModel]) -> Engine:
+    """The engine that the recipe names.
+
+    Args:
+        model_provider: the model as it is now, unwrapped; asked at the start of each rollout phase.
+
+    Raises:
+        RecipeError: options that the engine does not take.
+    """
+    config, args = recipe.config, recipe.args
+    if config.engine == "transformers":
+        return TransformersEngine(
+            model_provider,
+            codec.eos_id,
+            max_concurrency=config.max_concurrency,
+            max_length=max_context(recipe),
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            deterministic=config.deterministic,
+            options=config.engine_options,
+        )
+    raise RecipeError(f"engine: {config.engine!r} has no model of its own to train or evaluate; allowed: transformers")
+
+
+def build_pool(recipe: Recipe, codec: Codec, engine: Engine) -> RolloutPool:
+    """The pool with the recipe's limits, users and environments."""
+    config = recipe.config
+    return RolloutPool(
+        engine,
+        codec,
+        config.build_limits(recipe.args.max_completion_length or 1),
+        user=config.user,
+        user_options=config.user_options,
+        environment_options=config.environment_options,
+        max_concurrency=config.max_concurrency,
+        preference_visibility=config.preference_visibility,
+        interaction=config.interaction,
+        seed=recipe.args.seed,
+        max_workers=config.max_workers,
+    )

@@ -1,0 +1,290 @@
+"""What a recipe can say: the two dataclasses that it fills, and every check that needs no file of tasks and no model.
+
+`PPPConfig` is TRL's GRPOConfig with the paper's values as defaults; `RecipeConfig` is everything that GRPO does not know:
+tasks, environments, users, engine, rewards. The `help` of a field is its documentation. How a YAML file and a command line
+become these objects is in `recipe.py`; what is done with them, in `train.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from trl import GRPOConfig
+
+from ppp.engines import ENGINES
+from ppp.environments import ENVIRONMENTS, environment_class
+from ppp.preferences import PREFERENCES, SEEN, UNSEEN
+from ppp.rewards import RewardSettings
+from ppp.session import Limits
+from ppp.types import RecipeError
+from ppp.users import USERS, user_class
+
+# Settings that GRPOConfig takes as any text and whose error would come in the middle of the first step.
+CHOICES = {
+    "loss_type": ("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "scale_rewards": ("group", "batch", "none", True, False),
+    "importance_sampling_level": ("token", "sequence"),
+    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
+}
+PREFERENCE_GROUPS = {"seen": SEEN, "unseen": UNSEEN, "all": tuple(PREFERENCES)}
+
+
+def refuse(name: str, value: Any, allowed: str) -> RecipeError:
+    """The one form of an operator's error: field, value, what is allowed."""
+    return RecipeError(f"{name}: {value!r} is not allowed; {allowed}")
+
+
+def refuse_unknown(name: str, value: Any, known: Iterable[str]) -> RecipeError:
+    """Like `refuse`, for a name that is not among `known`, with the nearest known name."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(value), known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    allowed = ", ".join(known) if len(known) <= 30 else f"{len(known)} names, listed by ppp train --help"
+    return RecipeError(f"{name}: {value!r} is unknown; allowed: {allowed}{hint}")
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with its documentation; mutable defaults are copied."""
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class PPPConfig(GRPOConfig):
+    """GRPOConfig with the values of the paper and of DAPO as defaults. Source: PPP section 4."""
+
+    output_dir: str | None = option("runs/ppp", "Folder for checkpoints, metrics, trajectories, the resolved recipe.")
+    learning_rate: float = option(1e-6, "Peak learning rate.")
+    loss_type: str = option("dapo", "How per-token losses are averaged; dapo: over all tokens of the batch.")
+    epsilon: float = option(0.2, "Lower clip range of the policy ratio.")
+    epsilon_high: float | None = option(0.28, "Upper clip range of the policy ratio (clip-higher).")
+    beta: float = option(0.0, "Weight of the KL term; above 0 the reference model is loaded from model_name_or_path.")
+    num_generations: int = option(8, "Copies of each session in a group (G).")
+    num_generations_eval: int | None = option(1, "Copies of each session in the evaluation.")
+    temperature: float = option(1.0, "Sampling temperature of the rollouts.")
+    max_completion_length: int | None = option(
+        32768, "Tokens after the prompt, observations included; at this length a trajectory is truncated."
+    )
+    mask_truncated_completions: bool = option(
+        False, "Leave trajectories out of the loss that ran out of tokens (decided from the stop reason)."
+    )
+    logging_steps: float = option(1, "Log every so many steps.")
+    report_to: None | str | list[str] = option("none", "wandb, tensorboard or none, beside the files in output_dir.")
+    vllm_importance_sampling_mode: str = option(
+        "token_truncate", "Importance-sampling correction; sequence_mask drops a third of long trajectories."
+    )
+    vllm_importance_sampling_clip_max: float | None = option(2.0, "Upper bound of a token's importance ratio.")
+    resume_from_checkpoint: str | None = option(
+        None, "true: go on from the newest complete checkpoint in output_dir; or the path of a checkpoint."
+    )
+
+    def __post_init__(self) -> None:
+        if self.use_vllm:
+            raise refuse("use_vllm", True, "choose what generates with the field engine")
+        if self.dataloader_num_workers:
+            raise refuse("dataloader_num_workers", self.dataloader_num_workers, "rows are tiny, it must be 0")
+        if self.bf16 is None and (self.use_cpu or not torch.cuda.is_available()):
+            self.bf16 = False  # bf16 autocast is slow on CPUs, and GRPOConfig would choose it
+        resume = str(self.resume_from_checkpoint).lower()
+        if resume in ("none", "false"):
+            self.resume_from_checkpoint = None
+        elif resume == "true":
+            self.resume_from_checkpoint = "true"
+        elif not Path(str(self.resume_from_checkpoint)).is_dir():
+            raise refuse("resume_from_checkpoint", self.resume_from_checkpoint, "true or an existing folder")
+        # Evaluation runs through the pool, whatever its batch size; GRPOConfig insists on a multiple.
+        self.per_device_eval_batch_size = self.num_generations_eval or self.num_generations
+        self._check_numbers()
+        super().__post_init__()
+
+    def _check_numbers(self) -> None:
+        """Check the values whose error would otherwise come late or name another field."""
+        for name, choices in CHOICES.items():
+            if vars(self)[name] not in choices:
+                raise refuse_unknown(name, vars(self)[name], [str(choice) for choice in choices])
+        if self.reward_weights is not None:
+            raise refuse("reward_weights", self.reward_weights, "set term_weights")
+        if self.num_generations < 2:
+            raise refuse("num_generations", self.num_generations, "a group needs at least 2 copies")
+        for name, value in (
+            ("per_device_train_batch_size", self.per_device_train_batch_size),
+            ("gradient_accumulation_steps", self.gradient_accumulation_steps),
+            ("num_iterations", self.num_iterations),
+            ("max_completion_length", self.max_completion_length),
+        ):
+            if value is None or value < 1:
+                raise refuse(name, value, "must be at least 1")
+        if not self.temperature > 0:
+            raise refuse("temperature", self.temperature, "must be above 0: a group of equal copies teaches nothing")
+        per_step = self.generation_batch_size
+        if per_step is None:
+            steps = self.steps_per_generation or self.gradient_accumulation_steps
+            num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # GRPOConfig knows it only after its own checks
+            per_step = self.per_device_train_batch_size * steps * num_processes
+        if per_step % self.num_generations:
+            raise refuse(
+                "num_generations",
+                self.num_generations,
+                f"must divide the {per_step} trajectories of a generation batch (per_device_train_batch_size x "
+                "processes x steps_per_generation, which is gradient_accumulation_steps unless set)",
+            )
+
+
+@dataclass
+class RecipeConfig:
+    """What PPP adds to GRPO: who is trained, on which tasks, with which users, scored how."""
+
+    model_name_or_path: str | None = option(None, "The model to train: a local folder or a name on the Hub.")
+    tiny_model: bool = option(
+        False, "Train a byte-level model of two layers with random weights instead: needs no download, learns nothing."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("float32", "In what precision weights are loaded.")
+    call_format: str | None = option(None, "How the model writes tool calls; default: found from its chat template.")
+    use_peft: bool = option(False, "Train LoRA adapters instead of all weights.")
+    lora_r: int = option(16, "Rank of the adapters.")
+    lora_alpha: int = option(32, "Scale of the adapters.")
+    lora_dropout: float = option(0.0, "Dropout of the adapters.")
+    lora_target_modules: list[str] = option(["all-linear"], "Modules that get adapters.")
+
+    environments: dict[str, Any] = option({}, "Environment -> share of the training sessions, e.g. {town: 1}.")
+    environment_options: dict[str, Any] = option({}, "Environment -> its options.")
+    train_tasks: dict[str, Any] = option(
+        {}, "Environment -> where its tasks come from: a path (JSONL, parquet, Hub data set) or options of its generator."
+    )
+    eval_tasks: dict[str, Any] = option({}, "The same for the evaluation every eval_steps.")
+    preferences: list[str] = option(["seen"], "Users to train with: seen, unseen, all, or names.")
+    eval_preferences: list[str] = option(["all"], "Users to evaluate with.")
+    num_precise_per_task: int = option(1, "Precise sessions per task, beside one vague session per preference.")
+    preference_visibility: Literal["stated", "hidden"] = option(
+        "stated", "Whether the agent is told what its user likes."
+    )
+    interaction: bool = option(True, "false removes ask_user.")
+
+    user: str = option("scripted", "Who plays the users.")
+    user_options: dict[str, Any] = option({}, "Options of the user.")
+    engine: str = option("transformers", "What generates the rollouts: a key of ppp.engines.ENGINES.")
+    engine_options: dict[str, Any] = option({}, "Options of the engine.")
+    limits: dict[str, Any] = option({}, "Limits of a trajectory: turns, tokens, seconds.")
+    max_concurrency: int = option(256, "Trajectories in flight per process.")
+    max_workers: int = option(32, "Threads for blocking work of environments.")
+    deterministic: bool = option(False, "Fix the order of admission, so that two runs agree bit for bit.")
+
+    term_weights: dict[str, Any] = option({}, "Weights of productivity, proactivity, personalization; 0 drops a term.")
+    effort_costs: Literal["paper", "released"] = option(
+        "paper", "What effort costs: paper, or released (the graded costs of the authors' code)."
+    )
+    personalization_bonus: Literal["paper", "released"] = option(
+        "paper", "When following a preference earns its bonus: paper, or released (on vague prompts, after a question)."
+    )
+    reward_clip: list[float] | None = option([0.0, 1.0], "Bounds of the summed reward, or none.")
+
+    importance_sampling_correction: Literal["auto", "true", "false"] = option(
+        "auto", "Correct for the engine's probabilities; auto: unless engine and trainer share weights and agree."
+    )
+    max_failure_rate: float = option(0.2, "Stop when more than this share of a batch failed for infrastructure reasons.")
+    warn_without_signal_steps: int = option(5, "Warn when so many steps in a row had nothing to learn from.")
+    stop_without_signal_steps: int = option(50, "Stop then; 0: never.")
+    log_trajectories_every: int = option(1, "Write the trajectories of every so many steps to disk; 0: never.")
+
+    def __post_init__(self) -> None:
+        if self.tiny_model == (self.model_name_or_path is not None):
+            raise refuse("model_name_or_path", self.model_name_or_path, "name a model, or set tiny_model, not both")
+        for name in ("lora_r", "lora_alpha", "max_concurrency", "max_workers"):
+            check_at_least(name, vars(self)[name], 1)
+        for name in ("num_precise_per_task", "warn_without_signal_steps", "stop_without_signal_steps"):
+            check_at_least(name, vars(self)[name], 0)
+        check_at_least("log_trajectories_every", self.log_trajectories_every, 0)
+        if not 0 <= self.max_failure_rate <= 1:
+            raise refuse("max_failure_rate", self.max_failure_rate, "must lie between 0 and 1")
+        self.preferences = expand_preferences("preferences", self.preferences)
+        self.eval_preferences = expand_preferences("eval_preferences", self.eval_preferences)
+        self._check_environments()
+        if self.user not in USERS:
+            raise refuse_unknown("user", self.user, USERS)
+        user_class(self.user).check_options(self.user_options)
+        if self.engine not in ENGINES:
+            raise refuse_unknown("engine", self.engine, ENGINES)
+        if "max_completion_tokens" in self.limits:
+            raise refuse("limits.max_completion_tokens", self.limits["max_completion_tokens"], "set max_completion_length")
+        self.build_limits(max_completion_length=1)
+        self.reward_settings()
+
+    def _check_environments(self) -> None:
+        if not self.environments:
+            raise refuse("environments", self.environments, f"name at least one of {', '.join(sorted(ENVIRONMENTS))}")
+        for name, weight in self.environments.items():
+            if name not in ENVIRONMENTS:
+                raise refuse_unknown("environments", name, ENVIRONMENTS)
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight > 0:
+                raise refuse(f"environments.{name}", weight, "a share is a number above 0")
+            environment_class(name).check_options(self.environment_options.get(name) or {})
+            if name not in self.train_tasks:
+                raise RecipeError(f"train_tasks: nothing says where the tasks of {name!r} come from")
+        for field_name in ("environment_options", "train_tasks", "eval_tasks"):
+            for name in vars(self)[field_name]:
+                if name not in self.environments:
+                    raise refuse_unknown(field_name, name, self.environments)
+
+    def reward_settings(self) -> RewardSettings:
+        """The settings of `rewards.py`.
+
+        Raises:
+            RecipeError: a weight, a table of costs or a range that makes no sense.
+        """
+        return RewardSettings(
+            weights=dict(self.term_weights),
+            effort_costs=self.effort_costs,
+            personalization=self.personalization_bonus,
+            reward_clip=None if self.reward_clip is None else tuple(self.reward_clip),
+        )
+
+    def build_limits(self, max_completion_length: int) -> Limits:
+        """The limits of a trajectory, its total being TRL's `max_completion_length`."""
+        known = {limit.name for limit in fields(Limits)} - {"max_completion_tokens"}
+        for name in self.limits:
+            if name not in known:
+                raise refuse_unknown("limits", name, known)
+        return Limits(**self.limits, max_completion_tokens=max_completion_length)
+
+
+def check_at_least(name: str, value: int, minimum: int) -> None:
+    """Raise `RecipeError` unless `value >= minimum`."""
+    if value < minimum:
+        raise refuse(name, value, f"must be at least {minimum}")
+
+
+def expand_preferences(name: str, value: str | Iterable[str]) -> list[str]:
+    """Names and groups of preferences -> names, in the order of the table, each once."""
+    wanted: set[str] = set()
+    for entry in [value] if isinstance(value, str) else value:
+        if entry in PREFERENCE_GROUPS:
+            wanted.update(PREFERENCE_GROUPS[entry])
+        elif entry in PREFERENCES:
+            wanted.add(entry)
+        else:
+            raise refuse_unknown(name, entry, [*PREFERENCES, *PREFERENCE_GROUPS])
+    if not wanted:
+        raise refuse(name, value, "name at least one preference")
+    return [preference for preference in PREFERENCES if preference in wanted]
+
+
+def source_options(field_name: str, sources: Mapping[str, Any], environment: str) -> dict[str, Any]:
+    """Where the tasks of an environment come from, as a mapping; a bare string is a path.
+
+    Raises:
+        RecipeError: neither a mapping nor a string.
+    """
+    source = sources.get(environment)
+    if isinstance(source, str):
+        return {"path": source}
+    if isinstance(source, dict):
+        return dict(source)
+    raise refuse(f"{field_name}.{environment}", source, "a path, or a mapping with path or generator options")

@@ -1,0 +1,258 @@
+"""From a YAML file and a command line to the two dataclasses of `config.py`; nothing is half-read.
+
+`--config FILE` gives values, any `--option value` overrides one, and `--limits.max_turns 4` overrides one entry of a
+mapping. Fields and their checks are in `config.py`; this file knows none of them by name, except those it reads itself.
+"""
+
+from __future__ import annotations
+
+import os
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from enum import Enum
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from trl import TrlParser
+
+from ppp.config import PPPConfig, RecipeConfig, refuse, refuse_unknown
+from ppp.types import RecipeError
+
+TYPE_WORDS: dict[Any, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    dict: "a mapping",
+    list: "a list",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that passed every check which needs no model: ours, TRL's, and the values that made them."""
+
+    config: RecipeConfig
+    args: PPPConfig
+    values: dict[str, Any]
+
+    def to_yaml(self) -> str:
+        """The resolved recipe; reading it again gives the same run."""
+        return yaml.safe_dump({key: self.values[key] for key in sorted(self.values)}, allow_unicode=True)
+
+
+class RecipeParser(TrlParser):
+    """TrlParser whose complaints are RecipeErrors and which reads mappings from the command line as YAML."""
+
+    def __init__(self, prog: str | None = None) -> None:
+        super().__init__((RecipeConfig, PPPConfig), prog=prog, allow_abbrev=False)
+        self.add_argument("--config", metavar="FILE", help="the recipe: a YAML file, or the name of one that ships with ppp")
+        mappings = {name for name, hint in field_types().items() if get_origin(hint) is dict}
+        for action in self._actions:
+            if action.dest in mappings:
+                action.type = read_mapping
+            elif action.dest == "reward_clip":
+                action.type = lambda text: None if text.lower() in ("none", "null") else float(text)
+
+    def error(self, message: str) -> NoReturn:
+        raise RecipeError(message)
+
+
+def field_types() -> dict[str, Any]:
+    """Name of each field that a recipe may set -> its type."""
+    return {
+        field.name: hints[field.name]
+        for cls in (RecipeConfig, PPPConfig)
+        for hints in [get_type_hints(cls)]
+        for field in fields(cls)
+        if field.init
+    }
+
+
+def read_recipe(argv: Sequence[str], prog: str | None = None) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        RecipeError: one sentence that names the field, its value and what is allowed.
+    """
+    parser = RecipeParser(prog)
+    rest, entries = split_entry_overrides(argv)
+    path = config_path(rest)
+    known = field_types()
+    given: dict[str, Any] = {} if path is None else read_yaml(path)
+    for key in given:
+        if key not in known:
+            raise refuse_unknown("recipe key", key, known)
+    for key, entry, value in entries:
+        if get_origin(known.get(key)) is not dict:
+            raise refuse_unknown("option", f"--{key}.{entry}", [f"--{name}" for name in known])
+        merge_entry(given, key, entry.split("."), value)
+    defaults = {key: parser.get_default(key) for key in known}
+    parser.set_defaults_with_config(**given)
+    namespace, unknown = parser.parse_known_args(rest)
+    for text in unknown:
+        option_name = text.split("=")[0]
+        raise refuse_unknown("option", option_name, [f"--{name}" for name in known] if option_name[:2] == "--" else ())
+    values = {key: value for key, value in vars(namespace).items() if key in known}
+    if values["reward_clip"] == [None]:
+        values["reward_clip"] = None
+    for key, value in sorted(values.items()):
+        if type(value) is not type(defaults[key]) or value != defaults[key]:  # some defaults of GRPOConfig do not fit
+            values[key] = check_type(key, value, known[key])
+    return build(values)
+
+
+def build(values: dict[str, Any]) -> Recipe:
+    """Fill the dataclasses; whatever their own checks or GRPOConfig's raise becomes a RecipeError."""
+    own = {field.name for field in fields(RecipeConfig)}
+    config = RecipeConfig(**{key: value for key, value in values.items() if key in own})
+    try:
+        args = PPPConfig(**{key: value for key, value in values.items() if key not in own})
+    except RecipeError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"recipe: {error}") from error
+    config.build_limits(args.max_completion_length or 1)
+    return Recipe(config, args, values)
+
+
+def config_path(argv: Sequence[str]) -> Path | None:
+    """The recipe file named in `argv`, looked for on disk and then among the recipes of the package.
+
+    Raises:
+        RecipeError: there is no such file.
+    """
+    name = None
+    for position, text in enumerate(argv):
+        if text == "--config" and position + 1 < len(argv):
+            name = argv[position + 1]
+        elif text.startswith("--config="):
+            name = text.partition("=")[2]
+    if name is None:
+        return None
+    # In a checkout the recipes stand beside the package, in a wheel inside it.
+    shipped = Path(str(resources.files("ppp"))) / "recipes"
+    found = [path for path in (Path(name), shipped / Path(name).name) if path.is_file()]
+    if not found:
+        names = sorted(path.name for path in shipped.glob("*.yaml"))
+        known = f"or one of {', '.join(names)}" if names else "such as recipes/town.yaml"
+        raise refuse("config", name, f"name an existing YAML file, {known}")
+    return found[0]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; its `env` section is put into the environment, as TRL does."""
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"config: {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, dict):
+        raise RecipeError(f"config: {str(path)!r} must hold a mapping of options to values")
+    for key, value in (loaded.pop("env", None) or {}).items():
+        os.environ[str(key)] = str(value)
+    return {str(key): value for key, value in loaded.items()}
+
+
+def split_entry_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str, Any]]]:
+    """Take `--mapping.entry value` and `--mapping.entry=value` out of `argv`: (the rest, [(mapping, entry, value)])."""
+    rest: list[str] = []
+    entries: list[tuple[str, str, Any]] = []
+    texts = iter(argv)
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name.startswith("--") or "." not in name:
+            rest.append(text)
+            continue
+        if not equals:
+            following = next(texts, None)
+            if following is None:
+                raise RecipeError(f"{name}: a value is missing")
+            value = following
+        key, _, entry = name.removeprefix("--").partition(".")
+        entries.append((key.replace("-", "_"), entry, read_value(value)))
+    return rest, entries
+
+
+def merge_entry(given: dict[str, Any], key: str, path: Sequence[str], value: Any) -> None:
+    """Set `given[key][path...] = value`, making mappings on the way; a path given as a string becomes `{"path": ...}`."""
+    target = given
+    for name in (key, *path[:-1]):
+        inner = target.get(name)
+        inner = {"path": inner} if isinstance(inner, str) else dict(inner or {})
+        target[name] = inner
+        target = inner
+    target[path[-1]] = value
+
+
+def read_value(text: str) -> Any:
+    """A value on the command line, as YAML would read it."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def read_mapping(text: str) -> dict[str, Any]:
+    """A mapping on the command line, as YAML or JSON."""
+    value = read_value(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"{text!r} is not a mapping such as '{{max_turns: 4}}'")
+    return value
+
+
+def check_type(name: str, value: Any, hint: Any) -> Any:
+    """Return `value` if it fits the type of its field; YAML gives floats for integers and any text for a choice.
+
+    Raises:
+        RecipeError: it does not fit.
+    """
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if any(_fits(value, member) for member in members):
+        return value
+    if isinstance(value, str) and any(get_origin(member) is list for member in members):
+        return [value]
+    if isinstance(value, bool) and any(get_origin(m) is Literal and str(value).lower() in get_args(m) for m in members):
+        return str(value).lower()
+    if name == "resume_from_checkpoint" and isinstance(value, bool):
+        return str(value).lower()
+    raise refuse(name, value, f"expected {describe_type(members)}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if hint is None or hint is type(None):
+        return value is None
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in arguments)
+    if origin is dict or hint is dict:
+        return isinstance(value, dict)
+    if origin is list or hint is list:
+        return isinstance(value, list) and (not arguments or all(_fits(item, arguments[0]) for item in value))
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return isinstance(value, hint) or value in [choice.value for choice in hint]
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint) if isinstance(hint, type) else True
+
+
+def describe_type(members: Sequence[Any]) -> str:
+    """What a field accepts, in words."""
+    words = []
+    for member in members:
+        if get_origin(member) is Literal:
+            words.append("one of " + ", ".join(str(choice) for choice in get_args(member)))
+        elif isinstance(member, type) and issubclass(member, Enum):
+            words.append("one of " + ", ".join(str(choice.value) for choice in member))
+        elif member is type(None):
+            words.append("none")
+        else:
+            origin = get_origin(member) or member
+            words.append(TYPE_WORDS.get(origin, str(origin)))
+    return " or ".join(dict.fromkeys(words))

@@ -1,0 +1,132 @@
+"""What a run leaves on disk as it goes: `metrics.jsonl` and `trajectories.jsonl` in its output folder.
+
+Every line is one JSON object that starts with its step. A resumed run first drops the lines beyond the checkpoint that it
+starts from, so that nothing is told twice. Who calls this: `trainer.py` and `callbacks.py`; who reads it: `report.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ppp.rewards import session_metrics
+from ppp.types import Trajectory, Turn
+
+METRICS_FILE = "metrics.jsonl"
+TRAJECTORIES_FILE = "trajectories.jsonl"
+_STEP = re.compile(rb'\{"step": (\d+)[,}]')
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Cut a log behind the last whole line whose step is at most `step`; steps never fall within a file."""
+    if not path.is_file():
+        return
+    end = 0
+    with path.open("r+b") as file:
+        for line in file:
+            found = _STEP.match(line)
+            if found is None or int(found[1]) > step or not line.endswith(b"\n"):
+                break
+            end += len(line)
+        file.truncate(end)
+
+
+class RunLog:
+    """Appends to the two files of one process; only the main process has metrics to write.
+
+    Args:
+        folder: the run's output folder, which exists.
+        rank: of this process; others than 0 write `trajectories.rank<k>.jsonl`.
+        step: the step from which the run goes on; lines of later ones are dropped.
+    """
+
+    def __init__(self, folder: Path, rank: int, step: int) -> None:
+        name = TRAJECTORIES_FILE if rank == 0 else f"trajectories.rank{rank}.jsonl"
+        self.metrics_path, self.trajectories_path = folder / METRICS_FILE, folder / name
+        for path in (self.metrics_path, self.trajectories_path) if rank == 0 else (self.trajectories_path,):
+            drop_lines_after(path, step)
+        self.rank = rank
+
+    def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append one line; not-a-number becomes null, which JSON can hold."""
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in metrics.items()
+            if key != "step"
+        }
+        self._append(self.metrics_path, [{"step": step, **finite}])
+
+    def write_trajectories(self, records: Iterable[Mapping[str, Any]]) -> None:
+        self._append(self.trajectories_path, records)
+
+    @staticmethod
+    def _append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+        # Opened for each step: a file handle would not survive a resume of the same object, and costs nothing here.
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def trajectory_record(
+    trajectory: Trajectory, score: Mapping[str, float] | None, *, step: int, mode: str, row: int, copy: int
+) -> dict[str, Any]:
+    """One trajectory as a JSON object: what was said, what it earned, how it ended; no tokens.
+
+    Args:
+        step: the update that the trajectory goes into; for an evaluation, the step after which it took place.
+        mode: "train" or "eval".
+        row, copy: which session of the batch, which of its copies.
+    """
+    task = trajectory.task
+    record: dict[str, Any] = {
+        "step": step,
+        "mode": mode,
+        "row": row,
+        "copy": copy,
+        "task_id": task.task_id,
+        "environment": task.environment,
+        "preference": task.preference,
+        "is_precise": task.is_precise,
+        "prompt": task.prompt,
+        "stop_reason": None if trajectory.stop_reason is None else trajectory.stop_reason.value,
+        "final_answer": trajectory.final_answer,
+        "error": trajectory.error,
+        "score": score,
+        "session": None if trajectory.failed else session_metrics(trajectory),
+        "num_prompt_tokens": len(trajectory.prompt_ids),
+        "num_completion_tokens": sum(len(t.completion_ids) + len(t.observation_ids) for t in trajectory.turns),
+        "timings": {name: round(seconds, 4) for name, seconds in trajectory.timings.items()},
+        "turns": [turn_record(turn) for turn in trajectory.turns],
+    }
+    return record
+
+
+def turn_record(turn: Turn) -> dict[str, Any]:
+    """One turn; keys that would say nothing are left out."""
+    record: dict[str, Any] = {"message": turn.message, "num_tokens": len(turn.completion_ids)}
+    if turn.observation is not None:
+        record["observation"] = turn.observation
+    if turn.question is not None:
+        record["question"] = turn.question
+    if turn.answer is not None:
+        answer = turn.answer
+        record["answer"] = {
+            "text": answer.text,
+            "effort": answer.effort.label,
+            "follows_preference": answer.follows_preference,
+            "decided_by": answer.decided_by,
+        }
+    if turn.is_error:
+        record["is_error"] = True
+    if turn.truncated:
+        record["truncated"] = True
+    return record
+
+
+def read_jsonl(path: Path) -> Sequence[dict[str, Any]]:
+    """All whole lines of a log."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]

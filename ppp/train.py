@@ -1,0 +1,253 @@
+"""Train from a recipe: `accelerate launch -m ppp.train --config recipes/town.yaml [--any_option value]`.
+
+Everything that can be wrong with recipe and data is found before a model is loaded and before anything is written. The
+parts are built by `build.py`, the training itself is `trainer.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+
+from ppp.build import (
+    build_codec,
+    build_engine,
+    build_model,
+    build_peft_config,
+    build_pool,
+    build_tokenizer,
+)
+from ppp.callbacks import LearningSignalGuard, MetricsWriter, Progress
+from ppp.codec import Codec
+from ppp.config import refuse, source_options
+from ppp.data import expand, load_task_rows, mix, to_dataset
+from ppp.engines import engine_class
+from ppp.environments import environment_class
+from ppp.recipe import Recipe, read_recipe
+from ppp.rollout import build_messages
+from ppp.run_log import RunLog
+from ppp.session import Toolbox
+from ppp.trainer import NoLearningSignalError, PPPTrainer, RolloutSettings, TooManyFailuresError
+from ppp.types import InfrastructureError, RecipeError, Task
+
+logger = logging.getLogger(__name__)
+
+PROG = "ppp train"
+RECIPE_FILE = "recipe.yaml"
+VERSIONS_FILE = "versions.json"
+WANDB_RUN_FILE = "wandb_run_id.txt"
+TINY_MODEL_DIR = "tiny_model"
+EXIT_RECIPE, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 1, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, and return the exit status: 0, 1 stopped by a guard, 2 a mistake in the recipe, 130 interrupted."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Libraries below tell of every request and every default; their warnings are enough.
+    for name in ("httpx", "datasets", "transformers", "trl", "accelerate", "filelock"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        run(read_recipe(sys.argv[1:] if argv is None else argv, PROG))
+    except RecipeError as error:
+        return _fail(error, EXIT_RECIPE)
+    except (TooManyFailuresError, NoLearningSignalError, InfrastructureError) as error:
+        return _fail(error, EXIT_STOPPED)
+    except KeyboardInterrupt:
+        return _fail("interrupted; go on with --resume_from_checkpoint true", EXIT_INTERRUPTED)
+    return 0
+
+
+def _fail(message: object, status: int) -> int:
+    sys.stderr.write(f"{PROG}: {message}\n")
+    return status
+
+
+def run(recipe: Recipe) -> PPPTrainer:
+    """Train as the recipe says, and leave the trained model in the output folder.
+
+    Raises:
+        RecipeError: before a model is loaded.
+        TooManyFailuresError, NoLearningSignalError: the run was stopped; there is a checkpoint.
+        KeyboardInterrupt: likewise.
+    """
+    config, args = recipe.config, recipe.args
+    checkpoint = check_output_dir(recipe)
+    tokenizer = build_tokenizer(recipe)
+    codec = build_codec(recipe, tokenizer)
+    train_dataset = load_sessions(recipe, codec, "train_tasks", config.preferences)
+    eval_dataset = load_sessions(recipe, codec, "eval_tasks", config.eval_preferences) if config.eval_tasks else None
+    check_steps(recipe, len(train_dataset), eval_dataset is not None)
+
+    # All processes have checked the folder before the first of them writes into it.
+    PartialState().wait_for_everyone()
+    output_dir = Path(str(args.output_dir))
+    if args.process_index == 0:
+        prepare_output_dir(recipe, output_dir)
+    PartialState().wait_for_everyone()
+    set_up_wandb(recipe, output_dir)
+    run_log = RunLog(output_dir, args.process_index, step=step_of(checkpoint))
+    if config.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+    guard = LearningSignalGuard(config.warn_without_signal_steps, config.stop_without_signal_steps)
+    trainer = PPPTrainer(
+        model=build_model(recipe, tokenizer, tiny_model_dir(recipe, output_dir)),
+        args=args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        make_pool=lambda policy: build_pool(recipe, codec, build_engine(recipe, codec, policy)),
+        settings=rollout_settings(recipe),
+        run_log=run_log,
+        peft_config=build_peft_config(recipe),
+        callbacks=[MetricsWriter(run_log), Progress(), guard],
+    )
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if guard.stop_message:
+            raise NoLearningSignalError(guard.stop_message)
+        trainer.save_model(str(output_dir))
+    finally:
+        trainer.pool.close()
+        trainer.pool.engine.close()
+    return trainer
+
+
+def check_output_dir(recipe: Recipe) -> Path | None:
+    """The checkpoint to go on from, if any.
+
+    Raises:
+        RecipeError: the folder holds something and this is no resume, or it was meant to be resumed and is not there.
+    """
+    folder = Path(str(recipe.args.output_dir))
+    resume = recipe.args.resume_from_checkpoint
+    if resume is None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise refuse("output_dir", str(folder), "a new or empty folder, or set resume_from_checkpoint")
+        return None
+    if resume != "true":
+        if not is_complete(Path(resume)):
+            raise refuse("resume_from_checkpoint", resume, "true, or a folder with a complete checkpoint")
+        return Path(resume)
+    found = [path for path in folder.glob("checkpoint-*") if is_complete(path)]
+    if not found:
+        logger.warning("%s holds no complete checkpoint: starting at the first step", folder)
+        return None
+    return max(found, key=step_of)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end; a run that is killed while it saves leaves half of one."""
+    try:
+        # The trainer's state is the last file to be written.
+        return "global_step" in json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def step_of(checkpoint: Path | None) -> int:
+    if checkpoint is None:
+        return 0
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return int(state["global_step"])
+
+
+def load_sessions(recipe: Recipe, codec: Codec, field: str, preferences: Sequence[str]) -> Dataset:
+    """The data set of `train_tasks` or `eval_tasks`: loaded, checked, expanded, mixed, rendered.
+
+    Raises:
+        RecipeError: naming the field, file, line or row that cannot be used.
+    """
+    config, seed = recipe.config, recipe.args.seed
+    sources = vars(config)[field]
+    tasks: dict[str, list[Task]] = {}
+    for name in config.environments:
+        if name in sources:
+            rows = load_task_rows(field, name, source_options(field, sources, name))
+            tasks[name] = expand(rows, preferences, seed, config.num_precise_per_task)
+            if not tasks[name]:
+                raise RecipeError(f"{field}.{name}: no session; its tasks have no vague prompt: raise num_precise_per_task")
+    limits = config.build_limits(recipe.args.max_completion_length or 1)
+    sessions = mix(tasks, config.environments, seed) if field == "train_tasks" else [t for s in tasks.values() for t in s]
+
+    def render(task: Task) -> list[dict[str, str]]:
+        return build_messages(
+            task, environment_class(task.environment), config.preference_visibility, config.interaction
+        )
+
+    def count_tokens(task: Task) -> int:
+        tools = Toolbox.of(environment_class(task.environment), config.interaction).specs
+        codec.check_tools(codec.call_format, tools)
+        return len(codec.prompt_ids(render(task), tools))
+
+    return to_dataset(sessions, render, count_tokens, limits.max_prompt_tokens)
+
+
+def check_steps(recipe: Recipe, num_sessions: int, has_evaluation: bool) -> None:
+    """Check what only shows when recipe and data are put together.
+
+    Raises:
+        RecipeError: fewer sessions than a step takes, an evaluation without tasks, an engine that cannot train.
+    """
+    args = recipe.args
+    num_groups = args.generation_batch_size // args.num_generations
+    if num_sessions < num_groups:
+        raise RecipeError(f"train_tasks: {num_sessions} sessions are too few; a step takes {num_groups} different ones")
+    if args.eval_strategy != "no" and not has_evaluation:
+        raise refuse("eval_strategy", str(args.eval_strategy.value), "no, unless eval_tasks name tasks")
+    engine_class(recipe.config.engine)  # its libraries are there
+    if recipe.config.engine == "scripted":
+        raise refuse("engine", "scripted", "an engine with a model that can be trained: transformers")
+
+
+def prepare_output_dir(recipe: Recipe, folder: Path) -> None:
+    """Make the folder and write down the resolved recipe and the versions of all packages."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
+    versions = {found.metadata["Name"]: found.version for found in metadata.distributions()}
+    text = json.dumps({"python": sys.version.split()[0], **dict(sorted(versions.items()))}, indent=2)
+    (folder / VERSIONS_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def set_up_wandb(recipe: Recipe, folder: Path) -> None:
+    """Give a run of Weights & Biases an id that a resumed run takes up again."""
+    if recipe.args.process_index != 0 or "wandb" not in recipe.args.report_to:
+        return
+    path = folder / WANDB_RUN_FILE
+    if not path.is_file():
+        path.write_text(uuid.uuid4().hex[:8] + "\n", encoding="utf-8")
+    os.environ.setdefault("WANDB_RUN_ID", path.read_text(encoding="utf-8").strip())
+    os.environ.setdefault("WANDB_RESUME", "allow")
+    os.environ.setdefault("WANDB_DIR", str(folder))
+
+
+def tiny_model_dir(recipe: Recipe, folder: Path) -> Path:
+    """Where this process writes the tiny model, if that is what is trained."""
+    return folder / TINY_MODEL_DIR / str(recipe.args.process_index)
+
+
+def rollout_settings(recipe: Recipe) -> RolloutSettings:
+    config = recipe.config
+    correction = {"true": True, "false": False, "auto": None}[config.importance_sampling_correction]
+    if correction is None and config.engine != "transformers":
+        correction = True
+    return RolloutSettings(
+        rewards=config.reward_settings(),
+        correction=correction,
+        max_failure_rate=config.max_failure_rate,
+        log_trajectories_every=config.log_trajectories_every,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

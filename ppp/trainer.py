@@ -1,0 +1,442 @@
+"""PPPTrainer: GRPO whose rollouts are sessions with a user. The only file that touches TRL's internals.
+
+TRL keeps what it does well: the sampler of copies, advantages, loss, checkpoints. Rollouts come from the pool, rewards from
+`rewards.py`, evaluation goes through the pool, and the step is freed of padding. Everything private that this leans on is
+pinned by `tests/test_trl_contract.py`. `train.py` builds one from a recipe; `callbacks.py` watches it.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch.nn.functional import pad
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl import GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+
+from ppp.config import PPPConfig
+from ppp.rewards import TERMS, RewardSettings, score_trajectory
+from ppp.rollout import RolloutJob, RolloutPool
+from ppp.run_log import RunLog, trajectory_record
+from ppp.step_metrics import Score, batch_metrics, evaluation_metrics, slim
+from ppp.types import PPPError, Task, Trajectory
+
+logger = logging.getLogger(__name__)
+
+EVAL_ROWS = 1 << 40  # evaluation sessions are numbered from here, so that their noise is never that of a training session
+ALIGNED = 1e-3  # engine and forward pass agree when no log-probability differs by more
+NUM_ALIGNMENT_ROWS = 8
+
+
+class TooManyFailuresError(PPPError):
+    """More trajectories of a batch failed for infrastructure reasons than `max_failure_rate` allows."""
+
+
+class NoLearningSignalError(PPPError):
+    """The learning-signal guard stopped the run."""
+
+
+@dataclass
+class RolloutSettings:
+    """What the trainer needs to know beside GRPO's own arguments.
+
+    Attributes:
+        rewards: how trajectories are scored.
+        correction: importance-sampling correction; None decides at the first step, by whether the engine's
+            log-probabilities agree with the trainer's.
+        max_failure_rate: share of failed trajectories in a batch above which the run stops.
+        log_trajectories_every: steps; 0 writes none.
+    """
+
+    rewards: RewardSettings = field(default_factory=RewardSettings)
+    correction: bool | None = None
+    max_failure_rate: float = 0.2
+    log_trajectories_every: int = 1
+
+
+def total_reward(score: Sequence[Score], **_: Any) -> list[float | None]:
+    """The reward function that TRL calls; None takes a failed trajectory out of its group's baseline."""
+    return [None if values is None else values["reward"] for values in score]
+
+
+def term_reward(name: str) -> Callable[..., list[float | None]]:
+    """A reward function of one term, for aggregations that normalise the terms one by one."""
+
+    def reward(score: Sequence[Score], **_: Any) -> list[float | None]:
+        return [None if values is None else values[name] for values in score]
+
+    reward.__name__ = name
+    return reward
+
+
+class PPPTrainer(GRPOTrainer):
+    """Trains a policy in sessions with simulated users.
+
+    Args:
+        model: loaded; with `args.beta > 0` from a folder or the Hub, because TRL loads the reference by its name.
+        args: GRPO's arguments.
+        train_dataset, eval_dataset: rows `{"prompt": messages, "task": JSON}`, see `data.py`.
+        processing_class: the tokenizer.
+        make_pool: gets a function that returns the policy, unwrapped; called once, when the policy is ready.
+        settings: see `RolloutSettings`.
+        run_log: where metrics and trajectories go; None keeps them from disk.
+        peft_config: LoRA adapters to be trained instead of the weights.
+        callbacks: see `callbacks.py`; the default progress bars of transformers are taken out.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: PPPConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None,
+        processing_class: PreTrainedTokenizerBase,
+        *,
+        make_pool: Callable[[Callable[[], PreTrainedModel]], RolloutPool],
+        settings: RolloutSettings,
+        run_log: RunLog | None = None,
+        peft_config: Any = None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        reward_funcs: list[Callable[..., list[float | None]]] = [total_reward]
+        if args.multi_objective_aggregation == "normalize_then_sum":
+            reward_funcs = [term_reward(name) for name in TERMS]
+            args.reward_weights = [float(settings.rewards.weights.get(name, 1.0)) for name in TERMS]
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            peft_config=peft_config,
+            callbacks=[*callbacks, _StopAtStepEnd(self)],
+        )
+        for callback in (ProgressCallback, PrinterCallback):
+            self.remove_callback(callback)
+        self.settings, self.run_log = settings, run_log
+        self.pool = make_pool(lambda: self.accelerator.unwrap_model(self.model))
+        # TRL tells truncation by the last token, which for us may be an observation's; ours goes by the stop reason.
+        self.mask_truncated_completions = False
+        self.vllm_importance_sampling_correction = True  # effective only where `use_vllm` is, which we switch
+        self.use_vllm = bool(settings.correction)
+        self.interrupted_by: str | None = None
+        self._is_rolling_out = False
+        self._is_aligned: bool | None = None
+        self._tasks: list[Task] = []
+        self._last_step, self._round = -1, 0
+
+    # --- rollouts ----------------------------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Keep the tasks, of which `_generate` is told the prompts only, and let TRL do the rest."""
+        self._tasks = [Task.from_json(row["task"]) for row in inputs]
+        return super()._generate_and_score_completions([{"prompt": row["prompt"]} for row in inputs])
+
+    def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
+        """Play the batch's sessions and hand them to TRL as if its own rollout function had."""
+        jobs = self._jobs()
+        trajectories = self._play(jobs, self.state.global_step)
+        scores = [score_trajectory(trajectory, self.settings.rewards) for trajectory in trajectories]
+        self._record(jobs, trajectories, scores, "train", self.state.global_step + 1)
+        batch = self._to_batch(trajectories, scores)
+        if self._is_aligned is None:
+            self._check_alignment(batch)
+        # Strings instead of messages: TRL would otherwise copy them and parse the completions, which the codec has done.
+        texts = [""] * len(prompts)
+        correction, self.use_vllm = self.use_vllm, False  # there is no vLLM whose weights TRL would have to sync
+        self.rollout_func = lambda prompts, trainer: batch
+        try:
+            result = list(super()._generate(texts))
+        finally:
+            self.rollout_func, self.use_vllm = None, correction
+        result[3] = [[{"role": "assistant", "content": text}] for text in result[3]]
+        return tuple(result)
+
+    def _jobs(self) -> list[RolloutJob]:
+        """This process's slice of the batch, numbered over all processes."""
+        if self.state.global_step != self._last_step:
+            self._last_step, self._round = self.state.global_step, 0
+        else:
+            self._round += 1  # several generation batches in one step: their noise must differ
+        size = len(self._tasks)
+        first = size * (self._round * self.accelerator.num_processes + self.accelerator.process_index)
+        jobs = []
+        for position, task in enumerate(self._tasks, start=first):
+            row, copy = divmod(position, self.num_generations)
+            jobs.append(RolloutJob(task, row=row, copy=copy))
+        return jobs
+
+    def _play(self, jobs: list[RolloutJob], step: int) -> list[Trajectory]:
+        if self.interrupted_by and self.accelerator.num_processes == 1:
+            raise KeyboardInterrupt
+        self._is_rolling_out = True
+        try:
+            return self.pool.run(jobs, step)
+        finally:
+            self._is_rolling_out = False
+
+    def _to_batch(self, trajectories: Sequence[Trajectory], scores: Sequence[Score]) -> dict[str, list[Any]]:
+        """Token lists in TRL's words; `score` becomes a column for the reward functions."""
+        filler = [self._tokenizer.pad_token_id]
+        batch: dict[str, list[Any]] = {"prompt_ids": [], "completion_ids": [], "logprobs": [], "env_mask": []}
+        for trajectory in trajectories:
+            ids, mask = trajectory.completion_ids, trajectory.env_mask
+            if self.args.mask_truncated_completions and trajectory.stop_reason and trajectory.stop_reason.is_truncated:
+                mask = [0] * len(mask)
+            batch["prompt_ids"].append(trajectory.prompt_ids or filler)
+            batch["completion_ids"].append(ids or filler)
+            batch["logprobs"].append(trajectory.logprobs or [0.0])
+            batch["env_mask"].append(mask or [0])
+        batch["score"] = list(scores)
+        return batch
+
+    # --- what is told of a batch -------------------------------------------------------------------------------------
+
+    def _record(
+        self,
+        jobs: Sequence[RolloutJob],
+        trajectories: Sequence[Trajectory],
+        scores: Sequence[Score],
+        mode: str,
+        step: int,
+    ) -> None:
+        """Write trajectories, log the batch's metrics, and stop when too much of it failed."""
+        every = self.settings.log_trajectories_every
+        if self.run_log is not None and every and (mode == "eval" or step % every == 0):
+            self.run_log.write_trajectories(
+                trajectory_record(trajectory, score, step=step, mode=mode, row=job.row, copy=job.copy)
+                for job, trajectory, score in zip(jobs, trajectories, scores, strict=True)
+            )
+        everyone, all_scores = self._gather(trajectories, scores)
+        if mode == "train":
+            variant = self.settings.rewards.personalization
+            for name, value in batch_metrics(everyone, all_scores, self.num_generations, variant).items():
+                self._log_metric(name, value)
+        self._check_failures(everyone)
+
+    def _gather(
+        self, trajectories: Sequence[Trajectory], scores: Sequence[Score]
+    ) -> tuple[Sequence[Trajectory], Sequence[Score]]:
+        """The trajectories of all processes, in order, without their tokens."""
+        if self.accelerator.num_processes == 1:
+            return trajectories, scores
+        return gather_object([slim(trajectory) for trajectory in trajectories]), gather_object(list(scores))
+
+    def _check_failures(self, trajectories: Sequence[Trajectory]) -> None:
+        causes = Counter(trajectory.error for trajectory in trajectories if trajectory.failed)
+        if causes.total() > self.settings.max_failure_rate * len(trajectories):
+            cause, number = causes.most_common(1)[0]
+            raise TooManyFailuresError(
+                f"{causes.total()} of {len(trajectories)} trajectories failed, more than max_failure_rate "
+                f"({self.settings.max_failure_rate:g}) allows; most often ({number} times): {cause}"
+            )
+
+    def _check_alignment(self, batch: dict[str, list[Any]]) -> None:
+        """Compare the engine's log-probabilities with a forward pass, once, on the first rows of the first batch."""
+        differences = [
+            self._forward_difference(*row)
+            for row in zip(
+                batch["prompt_ids"][:NUM_ALIGNMENT_ROWS],
+                batch["completion_ids"],
+                batch["logprobs"],
+                batch["env_mask"],
+                strict=False,
+            )
+        ]
+        worst = self.accelerator.gather(torch.stack(differences)).max().item()
+        self._is_aligned = worst <= ALIGNED
+        self._log_metric("alignment/logprob_difference_max", worst)
+        if self.settings.correction is None:
+            self.use_vllm = not self._is_aligned
+        if not self._is_aligned:
+            state = "on" if self.use_vllm else "off"
+            logger.warning(
+                "log-probabilities of the engine differ from the trainer's by up to %.2g; importance-sampling "
+                "correction is %s",
+                worst,
+                state,
+            )
+
+    def _forward_difference(
+        self, prompt_ids: list[int], completion_ids: list[int], logprobs: list[float], env_mask: list[int]
+    ) -> torch.Tensor:
+        """The largest difference of a log-probability in one trajectory; a scalar."""
+        device = self.accelerator.device
+        input_ids = torch.tensor([prompt_ids + completion_ids], device=device)
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            forward, _, _ = self._get_per_token_logps_and_entropies(
+                self.model, input_ids, torch.ones_like(input_ids), len(completion_ids)
+            )
+        own = torch.tensor(env_mask, device=device)
+        return ((forward[0].float() - torch.tensor(logprobs, device=device)).abs() * own).max()
+
+    # --- the step ----------------------------------------------------------------------------------------------------
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """TRL's, without the columns of a micro-batch that hold nothing but padding.
+
+        TRL pads to the longest of the generation batch, prompts on the left and completions on the right. Results have
+        the shapes that TRL expects; what was cut away is zero and masked.
+        """
+        parts = []
+        for start in range(0, len(input_ids), batch_size or len(input_ids)):
+            rows = slice(start, start + (batch_size or len(input_ids)))
+            columns = attention_mask[rows].any(0).nonzero().flatten()
+            num_prompt = input_ids.size(1) - logits_to_keep
+            first = min(int(columns[0]), num_prompt - 1)
+            last = max(int(columns[-1]) + 1, num_prompt + 1)
+            cut = input_ids.size(1) - last
+            found = super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids[rows, first:last],
+                attention_mask[rows, first:last],
+                logits_to_keep - cut,
+                **kwargs,
+            )
+            parts.append((*(None if part is None else pad(part, (0, cut)) for part in found[:2]), found[2]))
+        if len(parts) == 1:
+            return parts[0]
+        logps, entropies, losses = zip(*parts, strict=True)
+        return (
+            torch.cat(logps),
+            None if entropies[0] is None else torch.cat(entropies),
+            None if losses[0] is None else torch.stack(losses).mean(),
+        )
+
+    # --- evaluation --------------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Play every session of the evaluation set through the pool; scores by kind of session and by preference."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        jobs = [
+            RolloutJob(Task.from_json(text), row=EVAL_ROWS + row, copy=copy)
+            for row, text in enumerate(dataset["task"])
+            for copy in range(self.num_generations_eval)
+        ][self.accelerator.process_index :: self.accelerator.num_processes]
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            trajectories = self._play(jobs, self.state.global_step)
+            scores = [score_trajectory(trajectory, self.settings.rewards) for trajectory in trajectories]
+            self._record(jobs, trajectories, scores, "eval", self.state.global_step)
+            everyone, all_scores = self._gather(trajectories, scores)
+            metrics = {
+                f"{metric_key_prefix}_{name}": value
+                for name, value in evaluation_metrics(
+                    everyone, all_scores, self.settings.rewards.personalization
+                ).items()
+            }
+            self.log(metrics)
+        finally:
+            self.model.train(was_training)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # --- starting, stopping, going on --------------------------------------------------------------------------------
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train. Ctrl-C, SIGTERM and too many failures leave a checkpoint of the last finished step.
+
+        Raises:
+            KeyboardInterrupt: on SIGINT and SIGTERM.
+            TooManyFailuresError: see `max_failure_rate`.
+        """
+        try:
+            with self._signals():
+                output = super().train(*args, **kwargs)
+        except (KeyboardInterrupt, TooManyFailuresError):
+            self.save_stopped()
+            raise
+        if self.interrupted_by:
+            raise KeyboardInterrupt
+        return output
+
+    def save_stopped(self) -> Path | None:
+        """Write a checkpoint of the last finished step, unless there is one or no step was finished."""
+        step = self.state.global_step
+        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        if step == 0:
+            return None
+        if not (folder / "trainer_state.json").is_file():
+            self._save_checkpoint(self.model, None)
+        return folder
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn SIGINT and SIGTERM into an orderly stop: at once during a rollout, otherwise after the step."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            again = self.interrupted_by is not None
+            self.interrupted_by = signal.Signals(number).name
+            # During the optimizer's step the weights are neither old nor new; several processes must agree when to stop.
+            if again or (self._is_rolling_out and self.accelerator.num_processes == 1):
+                raise KeyboardInterrupt
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def should_stop(self) -> bool:
+        """Whether any process was told to stop; all of them must ask at the same time."""
+        told = torch.tensor([self.interrupted_by is not None], device=self.accelerator.device)
+        if self.accelerator.num_processes > 1:
+            told = self.accelerator.gather(told)
+        if told.any() and self.interrupted_by is None:
+            self.interrupted_by = "a signal to another process"
+        return bool(told.any())
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
+        self._train_sampler = super()._get_train_sampler(dataset)
+        return self._train_sampler
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Bring a resumed sampler to the epoch it had reached: it draws each epoch's order from one generator."""
+        epochs_trained, steps_trained = super()._init_training_state(*args, **kwargs)
+        if self._train_sampler.shuffle:
+            for _ in range(epochs_trained):
+                torch.randperm(self._train_sampler.num_samples, generator=self._train_sampler.generator)
+        return epochs_trained, steps_trained
+
+
+class _StopAtStepEnd(TrainerCallback):
+    """Ends an interrupted run behind a finished step, with a checkpoint."""
+
+    def __init__(self, trainer: PPPTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: PPPConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.trainer.should_stop():
+            control.should_save = control.should_training_stop = True
