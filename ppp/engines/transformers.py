@@ -22,9 +22,11 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import ContinuousBatchingConfig
+from transformers.generation.continuous_batching.cache import group_layers_by_attn_type
 from transformers.generation.continuous_batching.continuous_api import OutputRouter
 from transformers.generation.continuous_batching.requests import GenerationOutput
 
+from ppp.engines import ragged_attention
 from ppp.engines.base import Engine, Generation, GenerationRequest
 from ppp.engines.sampling import Sampler, uniforms
 from ppp.types import InfrastructureError, RecipeError
@@ -257,6 +259,10 @@ class _Session:
         # Plain sampling without processors: temperature and the rest are applied by our sampler.
         generation = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=engine.eos_id)
         self._manager = model.init_continuous_batching(generation, config)
+        if model.config._attn_implementation == "sdpa" and list(
+            group_layers_by_attn_type(model.config.get_text_config())
+        ) == ["full_attention"]:
+            model.set_attn_implementation(ragged_attention.NAME)
         self._router = self._manager.output_router = _Router()
         self._manager.warmup()  # creates the processor, here rather than in its thread
         self.attention: str = model.config._attn_implementation
