@@ -303,8 +303,7 @@ class _Session:
             )
         self._append(ids)
         parsed = self.pool.codec.parse(ids, self.tools.specs)
-        call = parsed.call if parsed.closed else None  # a turn that was cut off can still look like a whole call
-        return Turn(ids, logprobs, parsed.message, call=call, truncated=not parsed.closed), parsed.error
+        return Turn(ids, logprobs, parsed.message, call=parsed.call, truncated=not parsed.closed), parsed.error
 
     async def _react(self, turn: Turn, problem: str | None, environment: Environment) -> Observation | None:
         """Carry out the turn's call and return what comes back; None when the policy has finished."""
