@@ -60,11 +60,14 @@ def test_prompts_templates_and_recipes_are_read_from_the_wheel_outside_the_check
     program = (
         "from importlib.resources import files\n"
         "import ppp\n"
+        "from ppp.prompts import load_prompt\n"
         "root = files('ppp')\n"
         "kinds = {'prompts': '', 'chat_templates': '.jinja', 'recipes': '.yaml'}\n"
         "for kind, suffix in kinds.items():\n"
         "    found = [f for f in root.joinpath(kind).iterdir() if f.is_file() and f.name.endswith(suffix)]\n"
         "    assert found and all(f.read_text(encoding='utf-8').strip() for f in found), kind\n"
+        "for prompt in root.joinpath('prompts').iterdir():\n"
+        "    assert prompt.name.endswith('.py') or not prompt.is_file() or load_prompt(prompt.name)\n"
         "print(ppp.__file__)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}

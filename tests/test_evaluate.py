@@ -1,0 +1,205 @@
+"""What is promised about an evaluation: the same held-out sessions for every agent, and scores of just those."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppp import evaluate as evaluation
+from ppp.baselines import POLICIES
+from ppp.baselines.town import NeverAsk
+from ppp.environments.town import town_task_rows
+from ppp.evaluate import SLICES, plan_sessions
+from ppp.preferences import PREFERENCES, SEEN, UNSEEN
+from ppp.recipe import read_recipe
+from ppp.tiny_model import save_tiny_model
+from ppp.types import InfrastructureError, Task, ToolCall, Turn
+
+ALL = tuple(PREFERENCES)
+RECIPE = (
+    *("--tiny_model", "true"),
+    *("--environments", "{town: 1}"),
+    *("--train_tasks", "{town: {split: train, num: 8}}"),
+    *("--eval_tasks", "{town: {split: test, num: 30}}"),
+)
+
+
+def rows(number: int = 30) -> list[dict[str, Any]]:
+    return list(town_task_rows("test", number))
+
+
+def run(folder: Path, *options: str) -> int:
+    return evaluation.main(["--output_dir", str(folder), *RECIPE, *options])
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / evaluation.RESULTS_FILE).read_text(encoding="utf-8").splitlines()
+    return sorted((json.loads(line) for line in lines), key=lambda record: record["row"])
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((folder / evaluation.SUMMARY_FILE).read_text(encoding="utf-8"))
+    return summary
+
+
+def test_slices_hold_the_users_and_prompts_that_they_are_named_for() -> None:
+    sessions = plan_sessions(rows(), ALL, num_sessions=240, num_per_unseen=100, seed=0)
+    users = {name: Counter(s.task.preference for s in sessions if s.slice == name) for name in SLICES}
+    assert users["vague_seen"] == dict.fromkeys(SEEN, 20)
+    assert users["vague_unseen"] == dict.fromkeys(UNSEEN, 100)
+    assert set(users["precise"]) == set(SEEN) - {"answer_more"}
+    assert max(users["precise"].values()) - min(users["precise"].values()) <= 1
+    assert all(session.task.is_precise == (session.slice == "precise") for session in sessions)
+    assert len({session.number for session in sessions}) == len(sessions)
+
+
+def test_a_task_meets_another_user_each_time() -> None:
+    # 24 tasks and 12 users: going round both without a step aside, task 0 would meet its first user ten times.
+    sessions = plan_sessions(rows(24), SEEN, num_sessions=240, num_per_unseen=0, seed=0)
+    vague = [session.task for session in sessions if session.slice == "vague_seen"]
+    assert len({(task.precise_prompt, task.preference, task.prompt) for task in vague}) == 240
+
+
+def test_fewer_unseen_sessions_leave_the_others_and_their_noise_alone() -> None:
+    many = plan_sessions(rows(), ALL, num_sessions=24, num_per_unseen=10, seed=0)
+    few = plan_sessions(rows(), ALL, num_sessions=24, num_per_unseen=1, seed=0)
+    assert [s for s in many if s.slice != "vague_unseen"] == [s for s in few if s.slice != "vague_unseen"]
+
+
+@pytest.mark.parametrize("agent", [name for name, (environment, _) in POLICIES.items() if environment == "town"])
+def test_every_rule_made_policy_plays_the_same_sessions_through_the_pool(agent: str, tmp_path: Path) -> None:
+    assert run(tmp_path, "--agent", agent, "--num_sessions", "24", "--sessions_per_unseen_preference", "2") == 0
+    planned = plan_sessions(rows(), ALL, num_sessions=24, num_per_unseen=2, seed=42)
+    results = read_results(tmp_path)
+    assert [(r["row"], r["task_id"], r["preference"]) for r in results] == [
+        (s.number, s.task.task_id, s.task.preference) for s in sorted(planned, key=lambda s: s.number)
+    ]
+    assert {result["stop_reason"] for result in results} == {"finished"}
+    assert read_summary(tmp_path)["agent"] == agent
+
+
+def test_scores_tell_policies_apart(tmp_path: Path) -> None:
+    for agent in ("always_ask", "never_ask"):
+        assert (
+            run(tmp_path / agent, "--agent", agent, "--num_sessions", "48", "--sessions_per_unseen_preference", "2")
+            == 0
+        )
+    asks, silent = (read_summary(tmp_path / agent) for agent in ("always_ask", "never_ask"))
+    assert asks["vague_seen"]["ask_ratio"] == asks["precise"]["ask_ratio"] == 100
+    assert silent["vague_seen"]["ask_ratio"] == 0
+    assert silent["vague_seen"]["personalization"] is None, "nobody was asked, so nothing was followed"
+    assert silent["precise"]["productivity"] == 100
+    assert asks["vague_seen"]["productivity"] > silent["vague_seen"]["productivity"]
+
+
+def test_summary_holds_every_key_that_is_promised(tmp_path: Path) -> None:
+    run(tmp_path, "--agent", "always_ask", "--num_sessions", "24", "--sessions_per_unseen_preference", "1")
+    summary = read_summary(tmp_path)
+    for name in SLICES:
+        assert {"productivity", "proactivity", "personalization", "ask_ratio", "ask_ratio_willing"} <= set(
+            summary[name]
+        )
+        assert set(summary[name]["effort"]) == {"low", "medium", "high"}
+        assert (
+            sum(scores["num_sessions"] for scores in summary[name]["preferences"].values())
+            == summary[name]["num_sessions"]
+        )
+    assert isinstance(summary["metric_version"], int)
+
+
+def test_results_show_the_question_the_answer_and_the_verdicts(tmp_path: Path) -> None:
+    run(tmp_path, "--agent", "always_ask", "--num_sessions", "24", "--sessions_per_unseen_preference", "0")
+    first = read_results(tmp_path)[0]["turns"][0]
+    assert first["message"]["tool_calls"][0]["function"]["arguments"] == {"query": first["question"]}
+    assert first["answer"]["effort"] in ("low", "medium", "high")
+    assert isinstance(first["answer"]["follows_preference"], bool)
+
+
+@pytest.mark.parametrize("place", ["recipe", "folder"])
+def test_a_model_plays_through_its_engine(place: str, tmp_path: Path) -> None:
+    limits = ("--limits.max_turns", "2", "--limits.max_tokens_per_turn", "8", "--max_completion_length", "256")
+    options = ("--num_sessions", "2", "--sessions_per_unseen_preference", "0", *limits)
+    if place == "folder":
+        save_tiny_model(tmp_path / "model", seed=0, max_length=4096)
+        options += ("--agent", str(tmp_path / "model"))
+    assert run(tmp_path / "out", *options) == 0
+    results = read_results(tmp_path / "out")
+    assert len(results) == 4
+    assert all(turn["num_tokens"] >= 1 for record in results for turn in record["turns"])
+
+
+def test_two_evaluations_are_equal(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        run(tmp_path / folder, "--agent", "always_ask", "--num_sessions", "24", "--sessions_per_unseen_preference", "2")
+    one, two = (read_results(tmp_path / folder) for folder in ("one", "two"))
+    for record in (*one, *two):
+        del record["timings"]
+    assert one == two
+
+
+class Unreachable(NeverAsk):
+    """Stands for an engine that is lost in the middle of some sessions."""
+
+    def act(self, task: Task, turns: Sequence[Turn]) -> tuple[str, ToolCall]:
+        if turns and task.preference == "joke":
+            raise InfrastructureError("the endpoint is gone")
+        return super().act(task, turns)
+
+
+@pytest.mark.parametrize(("max_failure_rate", "status"), [("0.5", 0), ("0.01", 1)])
+def test_failed_sessions_are_left_out_and_too_many_of_them_are_an_error_that_names_the_cause(
+    max_failure_rate: str,
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(POLICIES, "unreachable", ("town", f"{__name__}:Unreachable"))
+    options = ("--num_sessions", "12", "--sessions_per_unseen_preference", "3", "--max_failure_rate", max_failure_rate)
+    assert run(tmp_path, "--agent", "unreachable", *options) == status
+    assert any(
+        line.startswith("ppp evaluate: ") and "the endpoint is gone" in line
+        for line in capsys.readouterr().err.splitlines()
+    ) == (status == 1)
+    unseen = read_summary(tmp_path)["vague_unseen"]
+    assert (unseen["num_failed"], unseen["num_sessions"]) == (3, 21)
+    assert unseen["preferences"]["joke"]["productivity"] is None, "an outage is not a score of 0"
+    assert sum(record["error"] is not None for record in read_results(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--agent", "no_such_policy"), "agent: 'no_such_policy'"),
+        (("--agent", "always_ask", "--num_sessions", "0"), "num_sessions: 0"),
+        (("--agent", "always_ask", "--eval_tasks", "{}"), "eval_tasks"),
+        (("--agent", "always_ask", "--no_such_option", "1"), "no_such_option"),
+    ],
+)
+def test_the_operators_mistake_is_one_sentence_and_leaves_nothing_behind(
+    options: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "out", *options) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and "\n" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_are_never_overwritten(tmp_path: Path) -> None:
+    options = ("--agent", "never_ask", "--num_sessions", "12", "--sessions_per_unseen_preference", "0")
+    assert run(tmp_path, *options) == 0
+    before = read_results(tmp_path)
+    assert run(tmp_path, *options) == 2
+    assert read_results(tmp_path) == before
+
+
+def test_a_recipe_in_a_file_can_be_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("tiny_model: true\nenvironments: {town: 1}\ntrain_tasks: {town: {split: train, num: 8}}\n")
+    recipe = read_recipe(["--config", str(path), "--eval_tasks", "{town: {split: test, num: 3}}"])
+    assert len(evaluation.load_held_out_rows(recipe)) == 3
