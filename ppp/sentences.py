@@ -164,7 +164,7 @@ def _mask(text: str) -> str:
     text = re.sub(r"(?:\.{2,}|…)(?=\s+[^\W\dA-ZÀ-Þ])", ",", text)  # "I tried... and failed" goes on
     text = re.sub(r"(?:\.{2,}|…)", ".", text)
     text = re.sub(r"([?!])(?=[^\W\d])", r"\1 ", text)
-    text = re.sub(r" +([?!.,])(?=\s|$)", r"\1", text)
+    text = re.sub(r"(?<! ) +([?!.,])(?=\s|$)", r"\1", text)
     return _ABBREVIATION.sub(r"\1", _TITLE.sub(r"\1", text))
 
 

@@ -129,6 +129,8 @@ SELECTIONS = {
     "Which? A) parser B) ?": False,
     "Which? A) parser": False,
     "Which? B) parser C) cache": False,
+    "Which? A) parser C) cache": False,
+    "Which? A) parser A) cache": False,
     "1. What is X?\n2. What is Y?": False,
     "Plan A. Then plan B. fails?": False,
     "I tried (a) restarting and (b) reinstalling. Which module fails?": False,
