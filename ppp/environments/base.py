@@ -13,6 +13,14 @@ from typing import Any, ClassVar, Self
 from ppp.types import Observation, Task, ToolCall, ToolSpec
 
 
+def set_f1(predicted: set[str], gold: set[str]) -> float:
+    """F1 between two sets, in [0, 1]: both empty 1, one empty 0. Source: PPP section 4.1."""
+    if not predicted and not gold:
+        return 1.0
+    hits = len(predicted & gold)
+    return 2 * hits / (len(predicted) + len(gold))
+
+
 class Environment(ABC):
     """One single-use world for one trajectory, used as `async with Environment(task, options) as environment`.
 
