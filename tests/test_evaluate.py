@@ -115,7 +115,8 @@ def test_summary_holds_every_key_that_is_promised(tmp_path: Path) -> None:
 def test_results_show_the_question_the_answer_and_the_verdicts(tmp_path: Path) -> None:
     run(tmp_path, "--agent", "always_ask", "--num_sessions", "24", "--sessions_per_unseen_preference", "0")
     first = read_results(tmp_path)[0]["turns"][0]
-    assert first["message"]["tool_calls"][0]["function"]["arguments"] == {"query": first["question"]}
+    assert first["call"]["name"] == "ask_user"
+    assert json.loads(first["call"]["arguments"]) == {"query": first["question"]}
     assert first["answer"]["effort"] in ("low", "medium", "high")
     assert isinstance(first["answer"]["follows_preference"], bool)
 
@@ -130,7 +131,7 @@ def test_a_model_plays_through_its_engine(place: str, tmp_path: Path) -> None:
     assert run(tmp_path / "out", *options) == 0
     results = read_results(tmp_path / "out")
     assert len(results) == 4
-    assert all(turn["num_tokens"] >= 1 for record in results for turn in record["turns"])
+    assert all(1 <= record["num_completion_tokens"] <= 256 for record in results)
 
 
 def test_two_evaluations_are_equal(tmp_path: Path) -> None:
