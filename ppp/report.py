@@ -113,11 +113,11 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: Path, title: str = "
             1, 3, figsize=(15, 4.4), facecolor="white", layout="constrained"
         )
         _draw_lines(scores, metrics, SCORE_KEYS, window)
-        scores.set(title="Scores of the training sessions", ylabel="percent", ylim=(-2, 102))
+        scores.set(title="Scores, vague prompts", ylabel="percent", ylim=(-2, 102))
         _draw_lines(asks, metrics, ASK_KEYS, window)
         asks.set(title="Sessions with at least one question", ylabel="percent", ylim=(-2, 102))
         _draw_stack(efforts, metrics, window)
-        efforts.set(title="Questions per session, by effort of the answer", ylabel="questions per session")
+        efforts.set(title="Questions per session by effort, vague prompts", ylabel="questions per session")
         for axes in (scores, asks, efforts):
             axes.set_xlabel("training step")
             if axes.get_legend_handles_labels()[0]:
@@ -138,7 +138,7 @@ def _draw_lines(
 
 
 def _draw_stack(axes: Any, metrics: Sequence[Mapping[str, Any]], window: int) -> None:
-    complete = [record for record in metrics if all(key in record for key in EFFORT_KEYS)]
+    complete = [record for record in metrics if all(series([record], key)[1] for key in EFFORT_KEYS)]
     if not complete:
         return
     raw = [series(complete, key)[1] for key in EFFORT_KEYS]

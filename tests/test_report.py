@@ -34,6 +34,8 @@ def write_metrics(folder: Path, num_steps: int = 40) -> None:
     with (folder / report.METRICS_FILE).open("w", encoding="utf-8") as file:
         for step in range(1, num_steps + 1):
             file.write(json.dumps({"step": step, **{key: step / num_steps for key in keys}}) + "\n")
+        # Nothing was asked in the last batch of vague sessions, or there was none.
+        file.write(json.dumps({"step": num_steps + 1, **dict.fromkeys(keys), "effort/low": 0.5}) + "\n")
 
 
 def cells(table: str, *start: str) -> list[str]:
