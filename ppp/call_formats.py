@@ -1,8 +1,8 @@
 """How a tool call is written in text: one row per dialect in `CALL_FORMATS`, each with a reader and a writer.
 
-Knows nothing of tokens or templates (that is `codec.py`, which comes next) and checks no arguments against a schema (that
-is the rollout's): a call that can be read is returned, one that cannot raises `CallSyntaxError` with a sentence for the
-policy.
+Knows nothing of tokens or templates (that is `codec.py`, which comes next) and checks no arguments against a schema
+(that is the rollout's): a call that can be read is returned, one that cannot raises `CallSyntaxError` with a sentence
+for the policy.
 """
 
 from __future__ import annotations
@@ -151,6 +151,8 @@ def _write_xml(call: ToolCall, fmt: CallFormat) -> list[Segment]:
     segments: list[Segment] = [(f"{fmt.opening}\n<function={call.name}>\n", True)]
     for key, value in call.arguments.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        if _PARAMETER_END.search(text):
+            raise ValueError(f'the argument {key!r} holds what ends an argument in the call format "xml"')
         segments += [(f"<parameter={key}>\n", True), (text, False), ("\n</parameter>\n", True)]
     return [*segments, (f"</function>\n{fmt.closing}", True)]
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from jinja2.exceptions import TemplateError
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from ppp.call_formats import CALL_FORMATS, CallSyntaxError, Segment, detect
@@ -156,25 +156,27 @@ class Codec:
         return [*self._encode_segments(segments), self.eos_id]
 
     def truncate(self, text: str, max_tokens: int) -> str:
-        """`text`, or its beginning and end with a mark between them, in at most `max_tokens` tokens."""
+        """`text`, or its beginning and end with a mark between them, in at most `max_tokens` tokens.
+
+        Where there is no room for the mark, the beginning alone.
+        """
         text = _clean(text)
         if len(text.encode()) <= max_tokens:  # no token is shorter than a byte
             return text
-        encoding = self._backend.encode(text, add_special_tokens=False)
-        num_tokens = len(encoding.ids)
-        budget = max_tokens
-        shorter = text
-        while len(self._encode_content(shorter)) > max_tokens:
-            if budget <= 0:
-                return text[: encoding.offsets[max_tokens - 1][1]] if max_tokens > 0 else ""
-            mark = _CUT.format(num_tokens - budget)
-            num_kept = max(0, budget - len(self._encode_content(mark)))
-            num_head = (num_kept + 1) // 2
-            head = text[: encoding.offsets[num_head - 1][1]] if num_head else ""
-            tail = text[encoding.offsets[num_tokens - num_kept // 2][0] :] if num_kept > 1 else ""
-            shorter = head + mark + tail
-            budget = budget - 1 if num_kept else 0
-        return shorter
+        spans = self._spans(text)
+        if len(spans) <= max_tokens:
+            return text
+        mark = _CUT.format(len(spans) - max_tokens)
+        for between, num_kept in ((mark, max_tokens - len(self._encode_content(mark))), ("", max_tokens)):
+            while num_kept > 0:
+                num_tail = num_kept // 2 if between else 0
+                # From the first token that is left out to the last one: a character of several tokens goes as a whole.
+                head, tail = text[: spans[num_kept - num_tail][0]], text[spans[-num_tail - 1][1] :] if num_tail else ""
+                num_over = len(self._encode_content(head + between + tail)) - max_tokens
+                if num_over <= 0:
+                    return head + between + tail
+                num_kept -= num_over  # tokens merge differently at the cuts; seldom, and by one or two
+        return ""
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -299,8 +301,8 @@ class Codec:
             self._gap = expected[after_words : expected.index(self._format.opening, after_words)]
         except (TemplateError, ValueError) as error:
             raise RecipeError(
-                f"{where} cannot show a call in the format {self.call_format!r} and a tool message, or does not end turns "
-                f"with the EOS token {self.tokenizer.eos_token!r} ({error}); allowed are templates that do"
+                f"{where} cannot show a call in the format {self.call_format!r} and a tool message, or does not end "
+                f"turns with the EOS token {self.tokenizer.eos_token!r} ({error}); allowed are templates that do"
             ) from error
         ours = self.prompt_ids(messages[:2], (_PROBE_TOOL,)) + self.render_turn("Words.", _PROBE)
         ours += self.suffix_ids("observed", closed=True, name="probe")
@@ -337,16 +339,25 @@ class Codec:
     def _encode_content(self, text: str) -> list[int]:
         """Encode text as it stands: where it spells an added token, it is cut behind that one's first letter."""
         text = _clean(text)
-        found = self._guarded_pattern.search(text)
-        if found is None:
-            return self._backend.encode(text, add_special_tokens=False).ids if text else []
-        ids: list[int] = []
+        if self._guarded_pattern.search(text) is None:
+            return self._encode_piece(text).ids if text else []
+        return [token for _, piece in self._pieces(text) for token in self._encode_piece(piece).ids]
+
+    def _spans(self, text: str) -> list[tuple[int, int]]:
+        """For each token of `_encode_content(text)`, which characters it stands for."""
+        offsets = [(start, self._encode_piece(piece).offsets) for start, piece in self._pieces(text)]
+        return [(start + first, start + last) for start, spans in offsets for first, last in spans]
+
+    def _pieces(self, text: str) -> Iterator[tuple[int, str]]:
+        """Cut text so that no piece spells an added token; with the position of each piece."""
         position = 0
-        while found is not None:
-            cut = found.start() + 1
-            ids += self._backend.encode(text[position:cut], add_special_tokens=False).ids
-            position, found = cut, self._guarded_pattern.search(text, cut)
-        return ids + self._backend.encode(text[position:], add_special_tokens=False).ids
+        while (found := self._guarded_pattern.search(text, position)) is not None:
+            yield position, text[position : found.start() + 1]
+            position = found.start() + 1
+        yield position, text[position:]
+
+    def _encode_piece(self, piece: str) -> Encoding:
+        return self._backend.encode(piece, add_special_tokens=False)
 
 
 def _clean(text: str) -> str:

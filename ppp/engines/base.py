@@ -1,4 +1,4 @@
-"""What produces the next tokens of a trajectory; `transformers.py` is the embedded engine, `scripted.py` plays rules."""
+"""What produces the next tokens of a trajectory; `transformers.py` is the embedded engine, `scripted.py` has rules."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ class Engine(ABC):
             InfrastructureError: the engine failed; the trajectory leaves the batch.
         """
 
-    def set_live(self, num: int) -> None:  # noqa: B027 - engines that do not wait for anyone need not know
-        """Told by the pool, on its event loop, how many trajectories are running or about to start, whenever that changes.
+    def set_live(self, num: int) -> None:
+        """Told by the pool, on its event loop, how many trajectories run or are about to start, whenever that changes.
 
         `num` counts the slots that are taken: min(max_concurrency, trajectories that have not ended).
         """
 
-    def close(self) -> None:  # noqa: B027 - not every engine holds something
+    def close(self) -> None:
         """Release threads, connections and memory. Called once, at the end of training or evaluation."""

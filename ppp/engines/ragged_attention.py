@@ -2,7 +2,7 @@
 
 What transformers offers there is one mask over all tokens of all requests, whose cost grows with the square of their
 number: two thirds of the time of a rollout on a CPU. Here requests of similar length share a padded batch. Only full
-attention; models with sliding windows, sinks or soft caps keep their own. `transformers.py` beside this file is the user.
+attention; models with sliding windows, sinks or soft caps keep their own. `transformers.py` is the user.
 """
 
 from __future__ import annotations
@@ -43,24 +43,22 @@ def _plan(ends_q: tuple[int, ...], ends_k: tuple[int, ...], device: torch.device
         ends_q, ends_k: cumulative numbers of queries and keys, from 0.
         device: where the index tensors are wanted.
     """
-    groups: dict[tuple[int, int], list[int]] = {}
-    for number in range(len(ends_q) - 1):
-        num_q, num_k = ends_q[number + 1] - ends_q[number], ends_k[number + 1] - ends_k[number]
-        if num_q > 0:
-            groups.setdefault(((num_q - 1).bit_length(), (num_k - 1).bit_length()), []).append(number)
     starts_q, starts_k = torch.tensor(ends_q[:-1]), torch.tensor(ends_k[:-1])
-    nums_q, nums_k = torch.tensor(ends_q).diff(), torch.tensor(ends_k).diff()
+    lengths_q, lengths_k = torch.tensor(ends_q).diff(), torch.tensor(ends_k).diff()
+    members: dict[tuple[int, int], list[int]] = {}
+    for number, (num_q, num_k) in enumerate(zip(lengths_q.tolist(), lengths_k.tolist(), strict=True)):
+        if num_q > 0:
+            members.setdefault(((num_q - 1).bit_length(), (num_k - 1).bit_length()), []).append(number)
     plan = []
-    for members in groups.values():
-        chosen = torch.tensor(members)
-        num_q, num_k = nums_q[chosen, None], nums_k[chosen, None]
-        query, key = torch.arange(int(num_q.max()))[None], torch.arange(int(num_k.max()))[None]
-        queries = starts_q[chosen, None] + torch.minimum(query, num_q - 1)
-        keys = starts_k[chosen, None] + torch.minimum(key, num_k - 1)
+    for numbers in members.values():
+        chosen = torch.tensor(numbers)
+        length_q, length_k = lengths_q[chosen, None], lengths_k[chosen, None]
+        query, key = torch.arange(int(length_q.max()))[None], torch.arange(int(length_k.max()))[None]
+        place_q, place_k = torch.minimum(query, length_q - 1), torch.minimum(key, length_k - 1)
+        queries, keys = starts_q[chosen, None] + place_q, starts_k[chosen, None] + place_k
         # The last query sees all keys, the one before it all but one, ...; padding queries see what the last one sees.
-        last_seen = num_k - num_q + torch.minimum(query, num_q - 1)
-        mask = key[:, None, None] <= last_seen[:, None, :, None]
-        is_true = query < num_q
+        mask = key[:, None, None] <= (length_k - length_q + place_q)[:, None, :, None]
+        is_true = query < length_q
         padded = is_true.flatten().nonzero().squeeze(-1)
         plan.append(_Group(*(part.to(device) for part in (queries, keys, mask, padded, queries[is_true]))))
     return plan
@@ -90,7 +88,7 @@ def ragged_attention(
     # `update` has put the lengths of this layer's kind of cache into kwargs.
     ends_q, ends_k = kwargs["cu_seq_lens_q"].tolist(), kwargs["cu_seq_lens_k"].tolist()
     query, keys, values = (states[0].transpose(0, 1) for states in (query, keys, values))  # [tokens, heads, size]
-    num_tokens, num_heads, size = query.shape
+    num_heads, size = query.shape[1:]
     num_shared = num_heads // keys.shape[1]
     output = torch.zeros_like(query, memory_format=torch.contiguous_format)
     for group in _plan(tuple(ends_q), tuple(ends_k), query.device):

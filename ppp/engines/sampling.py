@@ -59,7 +59,7 @@ class Sampler:
         else:
             logprobs = torch.log_softmax(self._cut(logits / self.temperature), dim=-1)
             cumulative = logprobs.double().exp().cumsum(dim=-1)
-            # `right`: the first token whose cumulative probability exceeds the target, hence never one of probability 0.
+            # `right`: the first token whose cumulative probability exceeds the target, so never one of probability 0.
             targets = noise.unsqueeze(-1) * cumulative[:, -1:]
             tokens = torch.searchsorted(cumulative, targets, right=True).clamp_(max=logits.shape[-1] - 1)
         return tokens.squeeze(-1), logprobs.gather(-1, tokens).squeeze(-1)

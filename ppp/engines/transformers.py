@@ -1,4 +1,4 @@
-"""The embedded engine: the trainer's own model generates, through the continuous batching of transformers, also on a CPU.
+"""The embedded engine: the trainer's own model generates, by the continuous batching of transformers, also on a CPU.
 
 No weights are copied: inside a phase the model is in evaluation mode and attends to a paged cache, outside it is the
 trainer's again. One session lives as long as the engine and is paused between phases. Sampling is ours (`sampling.py`,
@@ -218,7 +218,7 @@ class TransformersEngine(Engine):
             self._session = None
 
     def _release(self) -> None:
-        """Submit the held requests once every live trajectory waits for one, so that a batch does not depend on timing."""
+        """Submit the held requests once every live trajectory waits for one, so that no batch depends on timing."""
         session = self._session
         if session is None or not self._held or len(self._held) < self._live:
             return
@@ -287,8 +287,8 @@ class _Session:
         ):
             if num_tokens > limit:
                 raise InfrastructureError(
-                    f"engine: {num_prompt_tokens} tokens of context and {max_tokens} new ones exceed the {limit} {name}; "
-                    "lower the limits of a trajectory"
+                    f"engine: {num_prompt_tokens} tokens of context and {max_tokens} new ones exceed "
+                    f"the {limit} {name}; lower the limits of a trajectory"
                 )
 
     def expect(self, request_id: str, request: GenerationRequest) -> asyncio.Future[GenerationOutput]:
