@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -149,10 +149,9 @@ class RolloutPool:
 
                 return runner.run(self._run(jobs, step, ended))
         except KeyboardInterrupt:
-            # A second Ctrl-C, or one raised inside a coroutine, leaves the others behind; closing the loop cancels
-            # them, which closes their environments, and may raise the same interrupt again at its end.
-            with suppress(KeyboardInterrupt):
-                self.close()
+            # A second Ctrl-C, or one raised inside a coroutine, stops the loop with sessions on it: closing it cancels
+            # them, which closes their environments.
+            self.close()
             raise
 
     def close(self) -> None:
@@ -202,6 +201,8 @@ class RolloutPool:
             async with asyncio.TaskGroup() as group:
                 for _ in range(num_live):
                     group.create_task(slot())
+        except KeyboardInterrupt:  # has left the loop already, and must not leave it again when the loop is closed
+            raise asyncio.CancelledError from None
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
         finally:
