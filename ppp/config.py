@@ -35,6 +35,10 @@ CHOICES = {
 }
 PREFERENCE_GROUPS = {"seen": SEEN, "unseen": UNSEEN, "all": tuple(PREFERENCES)}
 
+# For models that start from random weights: name -> where it is made.
+TOKENIZERS = {"town": "ppp.baselines.town_tokenizer:town_tokenizer", "byte": "ppp.tiny_model:byte_tokenizer"}
+EXERCISES = {"town": "ppp.baselines.town_practice:EXERCISES"}
+
 
 def refuse(name: str, value: Any, allowed: str) -> RecipeError:
     """The one form of an operator's error: field, value, what is allowed."""
@@ -77,7 +81,10 @@ class PPPConfig(GRPOConfig):
         False, "Leave trajectories out of the loss that ran out of tokens (decided from the stop reason)."
     )
     logging_steps: float = option(1, "Log every so many steps.")
-    report_to: None | str | list[str] = option("none", "wandb, tensorboard or none, beside the files in output_dir.")
+    # TRL's parser needs None to be the first of three types.
+    report_to: None | str | list[str] = option(  # noqa: RUF036
+        "none", "wandb, tensorboard or none, beside the files in output_dir."
+    )
     vllm_importance_sampling_mode: str = option(
         "token_truncate", "Importance-sampling correction; sequence_mask drops a third of long trajectories."
     )
@@ -146,7 +153,9 @@ class RecipeConfig:
     tiny_model: bool = option(
         False, "Train a byte-level model of two layers with random weights instead: needs no download, learns nothing."
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("float32", "In what precision weights are loaded.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "float32", "In what precision weights are loaded."
+    )
     call_format: str | None = option(None, "How the model writes tool calls; default: found from its chat template.")
     use_peft: bool = option(False, "Train LoRA adapters instead of all weights.")
     lora_r: int = option(16, "Rank of the adapters.")
@@ -157,7 +166,8 @@ class RecipeConfig:
     environments: dict[str, Any] = option({}, "Environment -> share of the training sessions, e.g. {town: 1}.")
     environment_options: dict[str, Any] = option({}, "Environment -> its options.")
     train_tasks: dict[str, Any] = option(
-        {}, "Environment -> where its tasks come from: a path (JSONL, parquet, Hub data set) or options of its generator."
+        {},
+        "Environment -> where its tasks come from: a path (JSONL, parquet, Hub data set) or options of its generator.",
     )
     eval_tasks: dict[str, Any] = option({}, "The same for the evaluation every eval_steps.")
     preferences: list[str] = option(["seen"], "Users to train with: seen, unseen, all, or names.")
@@ -189,7 +199,10 @@ class RecipeConfig:
     importance_sampling_correction: Literal["auto", "true", "false"] = option(
         "auto", "Correct for the engine's probabilities; auto: unless engine and trainer share weights and agree."
     )
-    max_failure_rate: float = option(0.2, "Stop when more than this share of a batch failed for infrastructure reasons.")
+    warmstart: dict[str, Any] = option({}, "Settings of ppp warmstart, see WarmstartConfig in ppp/config.py.")
+    max_failure_rate: float = option(
+        0.2, "Stop when more than this share of a batch failed for infrastructure reasons."
+    )
     warn_without_signal_steps: int = option(5, "Warn when so many steps in a row had nothing to learn from.")
     stop_without_signal_steps: int = option(50, "Stop then; 0: never.")
     log_trajectories_every: int = option(1, "Write the trajectories of every so many steps to disk; 0: never.")
@@ -213,7 +226,9 @@ class RecipeConfig:
         if self.engine not in ENGINES:
             raise refuse_unknown("engine", self.engine, ENGINES)
         if "max_completion_tokens" in self.limits:
-            raise refuse("limits.max_completion_tokens", self.limits["max_completion_tokens"], "set max_completion_length")
+            raise refuse(
+                "limits.max_completion_tokens", self.limits["max_completion_tokens"], "set max_completion_length"
+            )
         self.build_limits(max_completion_length=1)
         self.reward_settings()
 
@@ -253,6 +268,56 @@ class RecipeConfig:
             if name not in known:
                 raise refuse_unknown("limits", name, known)
         return Limits(**self.limits, max_completion_tokens=max_completion_length)
+
+
+@dataclass
+class WarmstartConfig:
+    """The recipe's `warmstart` mapping: what `ppp warmstart` does before RL. Source: the paper has none; see README."""
+
+    base_model: str | None = option(None, "Model to begin with; none: random weights of the sizes below.")
+    tokenizer: str = option("town", "Tokenizer for random weights.")
+    hidden_size: int = option(64, "Width of the model with random weights.")
+    num_layers: int = option(2, "Its layers.")
+    num_heads: int = option(2, "Its attention heads.")
+    demonstrator: str = option("demonstrator", "Policy made of rules that plays the demonstrations.")
+    trajectories: list[str] = option([], "Files of earlier runs to learn from instead of demonstrations.")
+    min_reward: float = option(0.5, "Reward from which a session of those files is learned from.")
+    preferences: list[str] = option(["all"], "Users whom the demonstrations meet.")
+    num_precise_per_task: int = option(5, "Precise sessions per task among the demonstrations.")
+    num_demonstrations: int = option(8000, "Sessions to play.")
+    num_steps: int = option(500, "Steps on the demonstrations.")
+    batch_size: int = option(64, "Rows per step.")
+    learning_rate: float = option(3e-3, "Peak learning rate.")
+    exercises: str = option("town", "Exercises that random weights do first.")
+    exercise_accuracy: float = option(0.98, "When an exercise is right.")
+    max_exercise_steps: int = option(400, "Steps for one exercise before starting again.")
+    max_attempts: int = option(5, "Starts before giving up.")
+    review_share: float = option(0.5, "Rows of the last exercise per demonstration, so that it is not unlearned.")
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_layers", "num_heads", "num_demonstrations", "num_steps", "batch_size"):
+            check_at_least(f"warmstart.{name}", vars(self)[name], 1)
+        for name in ("max_exercise_steps", "max_attempts"):
+            check_at_least(f"warmstart.{name}", vars(self)[name], 1)
+        if self.hidden_size % (2 * self.num_heads):
+            raise refuse("warmstart.num_heads", self.num_heads, f"twice it must divide hidden_size {self.hidden_size}")
+        for name, known in (("tokenizer", TOKENIZERS), ("exercises", EXERCISES)):
+            if vars(self)[name] not in known:
+                raise refuse_unknown(f"warmstart.{name}", vars(self)[name], known)
+        self.preferences = expand_preferences("warmstart.preferences", self.preferences)
+
+    @classmethod
+    def of(cls, config: RecipeConfig) -> WarmstartConfig:
+        """The recipe's warm start.
+
+        Raises:
+            RecipeError: an unknown key, or a value that is not allowed.
+        """
+        known = {setting.name for setting in fields(cls)}
+        for name in config.warmstart:
+            if name not in known:
+                raise refuse_unknown("warmstart", name, known)
+        return cls(**config.warmstart)
 
 
 def check_at_least(name: str, value: int, minimum: int) -> None:

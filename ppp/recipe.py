@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import types
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -199,7 +200,7 @@ def read_mapping(text: str) -> dict[str, Any]:
     """A mapping on the command line, as YAML or JSON."""
     value = read_value(text)
     if not isinstance(value, dict):
-        raise ValueError(f"{text!r} is not a mapping such as '{{max_turns: 4}}'")
+        raise ArgumentTypeError(f"{text!r} is not a mapping such as '{{name: value}}'")
     return value
 
 

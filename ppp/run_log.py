@@ -105,24 +105,22 @@ def trajectory_record(
 
 
 def turn_record(turn: Turn) -> dict[str, Any]:
-    """One turn; keys that would say nothing are left out."""
-    record: dict[str, Any] = {"message": turn.message, "num_tokens": len(turn.completion_ids)}
-    if turn.observation is not None:
-        record["observation"] = turn.observation
-    if turn.question is not None:
-        record["question"] = turn.question
+    """One turn; the arguments of its call stand as JSON text, so that every line has the same types."""
+    record: dict[str, Any] = {"text": turn.message["content"]}
+    if turn.call is not None:
+        arguments = json.dumps(dict(turn.call.arguments), ensure_ascii=False)
+        record["call"] = {"name": turn.call.name, "arguments": arguments}
     if turn.answer is not None:
-        answer = turn.answer
+        record["question"] = turn.question
         record["answer"] = {
-            "text": answer.text,
-            "effort": answer.effort.label,
-            "follows_preference": answer.follows_preference,
-            "decided_by": answer.decided_by,
+            "text": turn.answer.text,
+            "effort": turn.answer.effort.label,
+            "follows_preference": turn.answer.follows_preference,
+            "decided_by": turn.answer.decided_by,
         }
-    if turn.is_error:
-        record["is_error"] = True
-    if turn.truncated:
-        record["truncated"] = True
+    record["observation"] = turn.observation
+    record["is_error"] = turn.is_error
+    record["truncated"] = turn.truncated
     return record
 
 

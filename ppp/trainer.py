@@ -8,6 +8,7 @@ pinned by `tests/test_trl_contract.py`. `train.py` builds one from a recipe; `ca
 from __future__ import annotations
 
 import logging
+import random
 import signal
 import threading
 from collections import Counter
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -184,10 +186,17 @@ class PPPTrainer(GRPOTrainer):
         if self.interrupted_by and self.accelerator.num_processes == 1:
             raise KeyboardInterrupt
         self._is_rolling_out = True
+        # Whatever draws numbers in a rollout (an engine that starts, an environment) must not move the generators that a
+        # checkpoint holds: a resumed run starts its engine anew.
+        states = random.getstate(), numpy.random.get_state()
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         try:
-            return self.pool.run(jobs, step)
+            with torch.random.fork_rng(devices=devices):
+                return self.pool.run(jobs, step)
         finally:
             self._is_rolling_out = False
+            random.setstate(states[0])
+            numpy.random.set_state(states[1])
 
     def _to_batch(self, trajectories: Sequence[Trajectory], scores: Sequence[Score]) -> dict[str, list[Any]]:
         """Token lists in TRL's words; `score` becomes a column for the reward functions."""
@@ -259,7 +268,8 @@ class PPPTrainer(GRPOTrainer):
         ]
         worst = self.accelerator.gather(torch.stack(differences)).max().item()
         self._is_aligned = worst <= ALIGNED
-        self._log_metric("alignment/logprob_difference_max", worst)
+        if self.state.global_step == 0:  # a resumed run tells what the uninterrupted one would have told
+            self._log_metric("alignment/logprob_difference_max", worst)
         if self.settings.correction is None:
             self.use_vllm = not self._is_aligned
         if not self._is_aligned:
