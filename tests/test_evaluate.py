@@ -134,6 +134,12 @@ def test_a_model_plays_through_its_engine(place: str, tmp_path: Path) -> None:
     assert all(1 <= record["num_completion_tokens"] <= 256 for record in results)
 
 
+def test_limits_on_tokens_are_for_the_model_and_do_not_bind_a_policy_made_of_rules(tmp_path: Path) -> None:
+    limits = ("--limits.max_tokens_per_turn", "8", "--limits.max_prompt_tokens", "8", "--max_completion_length", "16")
+    run(tmp_path, "--agent", "always_ask", "--num_sessions", "2", "--sessions_per_unseen_preference", "0", *limits)
+    assert {record["stop_reason"] for record in read_results(tmp_path)} == {"finished"}
+
+
 def test_two_evaluations_are_equal(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         run(tmp_path / folder, "--agent", "always_ask", "--num_sessions", "24", "--sessions_per_unseen_preference", "2")
