@@ -13,10 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ppp.encoder import Segment
 from ppp.types import PPPError, RecipeError, ToolCall, ToolSpec
-
-Segment = tuple[str, bool]
-"""Text and whether it is markup of ours (True: added tokens in it are meant) or content (False: they are not)."""
 
 
 class CallSyntaxError(PPPError):

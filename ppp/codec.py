@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from jinja2.exceptions import TemplateError
-from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from ppp.call_formats import CALL_FORMATS, CallSyntaxError, Segment, detect
+from ppp.call_formats import CALL_FORMATS, CallSyntaxError, detect
 from ppp.call_formats import check_tools as check_format_carries
+from ppp.encoder import Encoder, Segment, clean
 from ppp.types import RecipeError, ToolCall, ToolSpec
 
 _MARK = "\ue000{}\ue001"  # private-use characters: templates pass them through, and nothing strips them
@@ -82,20 +82,7 @@ class Codec:
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.pad_token_id
         self._format = CALL_FORMATS[call_format]
-        # A copy: whoever calls `tokenizer(..., truncation=True)` leaves that setting behind in the backend.
-        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        self._added = {token.content: index for index, token in self._backend.get_added_tokens_decoder().items()}
-        longest_first = sorted(self._added, key=len, reverse=True)
-        self._added_pattern = re.compile("|".join(map(re.escape, longest_first)))
-        # Tokens for runs of white space and the like are no markup; content may keep them.
-        guarded = [
-            token.content
-            for token in self._backend.get_added_tokens_decoder().values()
-            if len(token.content) > 1 and (token.special or token.content[0] in "<[")
-        ]
-        self._guarded_pattern = re.compile("|".join(map(re.escape, sorted(guarded, key=len, reverse=True))) or "(?!)")
+        self._encoder = Encoder(tokenizer)
         self._skeleton = lru_cache(maxsize=64)(self._render_skeleton)
         self._cached_prompt = lru_cache(maxsize=256)(self._encode_prompt)
         self._frame = lru_cache(maxsize=256)(self._cut_frame)
@@ -141,7 +128,7 @@ class Codec:
         """
         head, before, after, tail = self._frame(name if _TOOL_NAME.fullmatch(name) else "tool")
         start = [] if closed else [self.eos_id]
-        return [*start, *head, *self._encode_content(before + _clean(observation) + after), *tail]
+        return [*start, *head, *self._encoder.encode_content(before + clean(observation) + after), *tail]
 
     def render_turn(self, text: str, call: ToolCall | None) -> list[int]:
         """The tokens of a turn that says `text` and makes `call`, closed; what `parse` reads back.
@@ -153,26 +140,26 @@ class Codec:
         segments.append((text, False))
         if call is not None:
             segments += [(self._gap if text else "", False), *self._format.write(call, self._format)]
-        return [*self._encode_segments(segments), self.eos_id]
+        return [*self._encoder.encode(segments), self.eos_id]
 
     def truncate(self, text: str, max_tokens: int) -> str:
         """`text`, or its beginning and end with a mark between them, in at most `max_tokens` tokens.
 
         Where there is no room for the mark, the beginning alone.
         """
-        text = _clean(text)
+        text = clean(text)
         if len(text.encode()) <= max_tokens:  # no token is shorter than a byte
             return text
-        spans = self._spans(text)
+        spans = self._encoder.spans(text)
         if len(spans) <= max_tokens:
             return text
         mark = _CUT.format(len(spans) - max_tokens)
-        for between, num_kept in ((mark, max_tokens - len(self._encode_content(mark))), ("", max_tokens)):
+        for between, num_kept in ((mark, max_tokens - len(self._encoder.encode_content(mark))), ("", max_tokens)):
             while num_kept > 0:
                 num_tail = num_kept // 2 if between else 0
                 # From the first token that is left out to the last one: a character of several tokens goes as a whole.
                 head, tail = text[: spans[num_kept - num_tail][0]], text[spans[-num_tail - 1][1] :] if num_tail else ""
-                num_over = len(self._encode_content(head + between + tail)) - max_tokens
+                num_over = len(self._encoder.encode_content(head + between + tail)) - max_tokens
                 if num_over <= 0:
                     return head + between + tail
                 num_kept -= num_over  # tokens merge differently at the cuts; seldom, and by one or two
@@ -182,7 +169,7 @@ class Codec:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, special tokens included."""
-        return self._backend.decode(list(token_ids), skip_special_tokens=False)
+        return self._encoder.decode(token_ids)
 
     def parse(self, token_ids: Sequence[int], tools: Sequence[ToolSpec] = ()) -> ParsedTurn:
         """Read one turn of the policy; never raises, whatever the tokens are.
@@ -265,7 +252,7 @@ class Codec:
         segments: list[Segment] = []
         for position, part in enumerate(skeleton):
             segments.append((part, True) if position % 2 == 0 else (contents[int(part)][1].strip(), False))
-        return tuple(self._encode_segments(segments))
+        return tuple(self._encoder.encode(segments))
 
     def _cut_frame(self, name: str) -> tuple[list[int], str, str, list[int]]:
         """What stands around an observation: tokens, text up to it, text from it on, tokens.
@@ -275,12 +262,12 @@ class Codec:
         text = self._render([*_probe_conversation(_MARK.format(1), _MARK.format(2), name)], _probe_tools_json())
         turn_end = text.index(self.tokenizer.eos_token, text.index(_MARK.format(1))) + len(self.tokenizer.eos_token)
         before, after = text[turn_end:].split(_MARK.format(2))
-        tokens_before = list(self._added_pattern.finditer(before))
-        first_after = self._added_pattern.search(after)
+        tokens_before = list(self._encoder.added_pattern.finditer(before))
+        first_after = self._encoder.added_pattern.search(after)
         cut_before = tokens_before[-1].end() if tokens_before else 0
         cut_after = first_after.start() if first_after else len(after)
-        head = self._encode_segments([(before[:cut_before], True)])
-        return head, before[cut_before:], after[:cut_after], self._encode_segments([(after[cut_after:], True)])
+        head = self._encoder.encode([(before[:cut_before], True)])
+        return head, before[cut_before:], after[:cut_after], self._encoder.encode([(after[cut_after:], True)])
 
     def _check_template(self) -> None:
         """Play one turn through the template and through this codec, and compare.
@@ -306,7 +293,7 @@ class Codec:
             ) from error
         ours = self.prompt_ids(messages[:2], (_PROBE_TOOL,)) + self.render_turn("Words.", _PROBE)
         ours += self.suffix_ids("observed", closed=True, name="probe")
-        theirs = self._encode_segments([(expected, True)])
+        theirs = self._encoder.encode([(expected, True)])
         if self.decode(ours) != self.decode(theirs):
             raise RecipeError(
                 f"{where} is not append-only in the call format {self.call_format!r}: it renders\n"
@@ -317,52 +304,6 @@ class Codec:
     def check_tools(call_format: str, tools: Sequence[ToolSpec]) -> None:
         """Raise `RecipeError` for a tool that the dialect cannot call."""
         check_format_carries(call_format, tools)
-
-    # --- encoding ----------------------------------------------------------------------------------------------------
-
-    def _encode_segments(self, segments: Sequence[Segment]) -> list[int]:
-        """Encode markup and content: added tokens are recognised in markup alone; the text between them is one run."""
-        ids: list[int] = []
-        run: list[str] = []
-        for text, is_markup in segments:
-            position = 0
-            if is_markup:
-                for found in self._added_pattern.finditer(text):
-                    run.append(text[position : found.start()])
-                    ids += self._encode_content("".join(run))
-                    run.clear()
-                    ids.append(self._added[found[0]])
-                    position = found.end()
-            run.append(text[position:])
-        return ids + self._encode_content("".join(run))
-
-    def _encode_content(self, text: str) -> list[int]:
-        """Encode text as it stands: where it spells an added token, it is cut behind that one's first letter."""
-        text = _clean(text)
-        if self._guarded_pattern.search(text) is None:
-            return self._encode_piece(text).ids if text else []
-        return [token for _, piece in self._pieces(text) for token in self._encode_piece(piece).ids]
-
-    def _spans(self, text: str) -> list[tuple[int, int]]:
-        """For each token of `_encode_content(text)`, which characters it stands for."""
-        offsets = [(start, self._encode_piece(piece).offsets) for start, piece in self._pieces(text)]
-        return [(start + first, start + last) for start, spans in offsets for first, last in spans]
-
-    def _pieces(self, text: str) -> Iterator[tuple[int, str]]:
-        """Cut text so that no piece spells an added token; with the position of each piece."""
-        position = 0
-        while (found := self._guarded_pattern.search(text, position)) is not None:
-            yield position, text[position : found.start() + 1]
-            position = found.start() + 1
-        yield position, text[position:]
-
-    def _encode_piece(self, piece: str) -> Encoding:
-        return self._backend.encode(piece, add_special_tokens=False)
-
-
-def _clean(text: str) -> str:
-    """Replace lone surrogates (odd file names, JSON escapes), which no tokenizer takes."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _probe_tools_json() -> str:
