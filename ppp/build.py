@@ -1,4 +1,5 @@
-"""From a checked recipe to the things it names: tokenizer, codec, model, engine, pool. Training and evaluation share this."""
+"""From a checked recipe to the things it names: tokenizer, codec, model, engine, pool. Training and evaluation share
+this."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
         )
     except LOAD_ERRORS as error:
         first_line = str(error).strip().split("\n")[0]
-        raise refuse("model_name_or_path", name, f"a folder or a name on the Hub with a tokenizer ({first_line})") from error
+        raise refuse(
+            "model_name_or_path", name, f"a folder or a name on the Hub with a tokenizer ({first_line})"
+        ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

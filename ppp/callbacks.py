@@ -1,4 +1,5 @@
-"""What watches a run: the progress bar, the metrics on disk, and the guard that notices when nothing is being learned."""
+"""What watches a run: the progress bar, the metrics on disk, and the guard that notices when nothing is being
+learned."""
 
 from __future__ import annotations
 
@@ -76,7 +77,9 @@ class Progress(TrainerCallback):
             text = ", ".join(f"{label} {value}" for label, value in shown.items())
             logger.info("step %d/%d: %s", state.global_step, state.max_steps, text)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
@@ -126,7 +129,9 @@ def missing_signals(logs: Mapping[str, Any]) -> list[str]:
     """Why the steps of this log taught nothing; empty if they did."""
     causes = []
     if logs.get("turns/unreadable") == 1.0:
-        causes.append("no turn held a tool call that could be read (wrong call_format, or a model that cannot call tools)")
+        causes.append(
+            "no turn held a tool call that could be read (wrong call_format, or a model that cannot call tools)"
+        )
     if logs.get("flat_groups") == 1.0:
         causes.append("all rewards of every group were equal (tasks too hard or too easy, or clipped: reward_clip)")
     if logs.get("grad_norm") == 0.0:

@@ -14,7 +14,10 @@ from ppp import __version__
 COMMANDS: dict[str, tuple[str, str]] = {
     "warmstart": ("ppp.warmstart", "supervised warm start: teach a model to take part in sessions at all"),
     "train": ("ppp.train", "train from a recipe, in one process (several: accelerate launch -m ppp.train)"),
-    "evaluate": ("ppp.evaluate", "play held-out sessions with a model or a rule-made agent and report the three scores"),
+    "evaluate": (
+        "ppp.evaluate",
+        "play held-out sessions with a model or a rule-made agent and report the three scores",
+    ),
     "report": ("ppp.report", "plots and tables of a run"),
 }
 

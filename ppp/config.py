@@ -1,8 +1,8 @@
 """What a recipe can say: the two dataclasses that it fills, and every check that needs no file of tasks and no model.
 
-`PPPConfig` is TRL's GRPOConfig with the paper's values as defaults; `RecipeConfig` is everything that GRPO does not know:
-tasks, environments, users, engine, rewards. The `help` of a field is its documentation. How a YAML file and a command line
-become these objects is in `recipe.py`; what is done with them, in `train.py`.
+`PPPConfig` is TRL's GRPOConfig with the paper's values as defaults; `RecipeConfig` is everything that GRPO does not
+know: tasks, environments, users, engine, rewards. The `help` of a field is its documentation. How a YAML file and a
+command line become these objects is in `recipe.py`; what is done with them, in `train.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from transformers import SchedulerType
 from trl import GRPOConfig
 
 from ppp.engines import ENGINES
@@ -31,6 +32,7 @@ CHOICES = {
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
     "scale_rewards": ("group", "batch", "none", True, False),
     "importance_sampling_level": ("token", "sequence"),
+    "lr_scheduler_type": tuple(scheduler.value for scheduler in SchedulerType),
     "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
 }
 PREFERENCE_GROUPS = {"seen": SEEN, "unseen": UNSEEN, "all": tuple(PREFERENCES)}
@@ -82,6 +84,7 @@ class PPPConfig(GRPOConfig):
     )
     logging_steps: float = option(1, "Log every so many steps.")
     # TRL's parser needs None to be the first of three types.
+    bf16: bool | None = option(None, "Mixed precision with bf16; default: on a GPU.")
     report_to: None | str | list[str] = option(  # noqa: RUF036
         "none", "wandb, tensorboard or none, beside the files in output_dir."
     )
@@ -254,12 +257,10 @@ class RecipeConfig:
         Raises:
             RecipeError: a weight, a table of costs or a range that makes no sense.
         """
-        return RewardSettings(
-            weights=dict(self.term_weights),
-            effort_costs=self.effort_costs,
-            personalization=self.personalization_bonus,
-            reward_clip=None if self.reward_clip is None else tuple(self.reward_clip),
-        )
+        if self.reward_clip is not None and len(self.reward_clip) != 2:
+            raise refuse("reward_clip", self.reward_clip, "two numbers, low and high, or none")
+        clip = None if self.reward_clip is None else (self.reward_clip[0], self.reward_clip[1])
+        return RewardSettings(dict(self.term_weights), self.effort_costs, self.personalization_bonus, clip)
 
     def build_limits(self, max_completion_length: int) -> Limits:
         """The limits of a trajectory, its total being TRL's `max_completion_length`."""

@@ -1,8 +1,9 @@
 """From task rows to the data set that TRL samples from: loading, checking, the 12 vague + 1 precise expansion, mixing.
 
-A task row is a mapping with the keys of `TASK_FIELDS`; a row of the data set is `{"prompt": messages, "task": JSON}`, JSON
-because Arrow would merge the payloads of different environments into one schema. Where rows come from is the recipe's
-matter (`train_tasks`); what a payload must hold is the environment's (`check_task`). How a Task is played: `rollout.py`.
+A task row is a mapping with the keys of `TASK_FIELDS`; a row of the data set is `{"prompt": messages, "task": JSON}`,
+JSON because Arrow would merge the payloads of different environments into one schema. Where rows come from is the
+recipe's matter (`train_tasks`); what a payload must hold is the environment's (`check_task`). How a Task is played:
+`rollout.py`.
 """
 
 from __future__ import annotations

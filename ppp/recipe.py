@@ -7,6 +7,7 @@ mapping. Fields and their checks are in `config.py`; this file knows none of the
 from __future__ import annotations
 
 import os
+import re
 import types
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
@@ -50,7 +51,9 @@ class RecipeParser(TrlParser):
 
     def __init__(self, prog: str | None = None) -> None:
         super().__init__((RecipeConfig, PPPConfig), prog=prog, allow_abbrev=False)
-        self.add_argument("--config", metavar="FILE", help="the recipe: a YAML file, or the name of one that ships with ppp")
+        self.add_argument(
+            "--config", metavar="FILE", help="the recipe: a YAML file, or the name of one that ships with ppp"
+        )
         mappings = {name for name, hint in field_types().items() if get_origin(hint) is dict}
         for action in self._actions:
             if action.dest in mappings:
@@ -59,7 +62,7 @@ class RecipeParser(TrlParser):
                 action.type = lambda text: None if text.lower() in ("none", "null") else float(text)
 
     def error(self, message: str) -> NoReturn:
-        raise RecipeError(message)
+        raise RecipeError(re.sub(r"^argument (?:--)?([\w.]+)[^:]*: ", r"\1: ", message))
 
 
 def field_types() -> dict[str, Any]:
@@ -178,7 +181,7 @@ def split_entry_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[st
 
 
 def merge_entry(given: dict[str, Any], key: str, path: Sequence[str], value: Any) -> None:
-    """Set `given[key][path...] = value`, making mappings on the way; a path given as a string becomes `{"path": ...}`."""
+    """Set `given[key][path...] = value`, making mappings on the way; a source given as text becomes a path."""
     target = given
     for name in (key, *path[:-1]):
         inner = target.get(name)

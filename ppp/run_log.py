@@ -1,7 +1,8 @@
 """What a run leaves on disk as it goes: `metrics.jsonl` and `trajectories.jsonl` in its output folder.
 
-Every line is one JSON object that starts with its step. A resumed run first drops the lines beyond the checkpoint that it
-starts from, so that nothing is told twice. Who calls this: `trainer.py` and `callbacks.py`; who reads it: `report.py`.
+Every line is one JSON object that starts with its step. A resumed run first drops the lines beyond the checkpoint
+that it starts from, so that nothing is told twice. Who calls this: `trainer.py` and `callbacks.py`; who reads it:
+`report.py`.
 """
 
 from __future__ import annotations

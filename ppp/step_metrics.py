@@ -1,7 +1,8 @@
 """The numbers of one batch of trajectories, as they stand in `metrics.jsonl` and in the progress bar.
 
-Scores, ask ratios and efforts are `rewards.summarize` on the vague sessions of the batch; what else a learner needs to see
-(flat groups, unreadable turns, stop reasons, failures) is counted here. Computed alike on every process, from all of them.
+Scores, ask ratios and efforts are `rewards.summarize` on the vague sessions of the batch; what else a learner needs
+to see (flat groups, unreadable turns, stop reasons, failures) is counted here. Computed alike on every process, from
+all of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A byte-level tokenizer and a Qwen3 of two layers with random weights: for smoke runs and tests, nothing is downloaded.
+"""A byte-level tokenizer and a Qwen3 of two layers with random weights: for smoke runs and tests, nothing is
+downloaded.
 
 It learns nothing worth having; the town's own small model is made by the warm start.
 """

@@ -176,9 +176,13 @@ def load_sessions(recipe: Recipe, codec: Codec, field: str, preferences: Sequenc
             rows = load_task_rows(field, name, source_options(field, sources, name))
             tasks[name] = expand(rows, preferences, seed, config.num_precise_per_task)
             if not tasks[name]:
-                raise RecipeError(f"{field}.{name}: no session; its tasks have no vague prompt: raise num_precise_per_task")
+                raise RecipeError(
+                    f"{field}.{name}: no session; its tasks have no vague prompt: raise num_precise_per_task"
+                )
     limits = config.build_limits(recipe.args.max_completion_length or 1)
-    sessions = mix(tasks, config.environments, seed) if field == "train_tasks" else [t for s in tasks.values() for t in s]
+    sessions = (
+        mix(tasks, config.environments, seed) if field == "train_tasks" else [t for s in tasks.values() for t in s]
+    )
 
     def render(task: Task) -> list[dict[str, str]]:
         return build_messages(
@@ -221,7 +225,7 @@ def prepare_output_dir(recipe: Recipe, folder: Path) -> None:
 
 def set_up_wandb(recipe: Recipe, folder: Path) -> None:
     """Give a run of Weights & Biases an id that a resumed run takes up again."""
-    if recipe.args.process_index != 0 or "wandb" not in recipe.args.report_to:
+    if recipe.args.process_index != 0 or "wandb" not in (recipe.args.report_to or ()):
         return
     path = folder / WANDB_RUN_FILE
     if not path.is_file():

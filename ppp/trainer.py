@@ -1,8 +1,9 @@
 """PPPTrainer: GRPO whose rollouts are sessions with a user. The only file that touches TRL's internals.
 
-TRL keeps what it does well: the sampler of copies, advantages, loss, checkpoints. Rollouts come from the pool, rewards from
-`rewards.py`, evaluation goes through the pool, and the step is freed of padding. Everything private that this leans on is
-pinned by `tests/test_trl_contract.py`. `train.py` builds one from a recipe; `callbacks.py` watches it.
+TRL keeps what it does well: the sampler of copies, advantages, loss, checkpoints. Rollouts come from the pool,
+rewards from `rewards.py`, evaluation goes through the pool, and the step is freed of padding. Everything private that
+this leans on is pinned by `tests/test_trl_contract.py`. `train.py` builds one from a recipe; `callbacks.py` watches
+it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ from ppp.types import PPPError, Task, Trajectory
 
 logger = logging.getLogger(__name__)
 
-EVAL_ROWS = 1 << 40  # evaluation sessions are numbered from here, so that their noise is never that of a training session
+EVAL_ROWS = (
+    1 << 40
+)  # evaluation sessions are numbered from here, so that their noise is never that of a training session
 ALIGNED = 1e-3  # engine and forward pass agree when no log-probability differs by more
 NUM_ALIGNMENT_ROWS = 8
 
@@ -157,10 +160,11 @@ class PPPTrainer(GRPOTrainer):
         batch = self._to_batch(trajectories, scores)
         if self._is_aligned is None:
             self._check_alignment(batch)
-        # Strings instead of messages: TRL would otherwise copy them and parse the completions, which the codec has done.
+        # Strings instead of messages: TRL would otherwise copy them and parse the completions, which the codec has
+        # done.
         texts = [""] * len(prompts)
         correction, self.use_vllm = self.use_vllm, False  # there is no vLLM whose weights TRL would have to sync
-        self.rollout_func = lambda prompts, trainer: batch
+        self.rollout_func: Callable[..., dict[str, list[Any]]] | None = lambda prompts, trainer: batch
         try:
             result = list(super()._generate(texts))
         finally:
@@ -186,8 +190,8 @@ class PPPTrainer(GRPOTrainer):
         if self.interrupted_by and self.accelerator.num_processes == 1:
             raise KeyboardInterrupt
         self._is_rolling_out = True
-        # Whatever draws numbers in a rollout (an engine that starts, an environment) must not move the generators that a
-        # checkpoint holds: a resumed run starts its engine anew.
+        # Whatever draws numbers in a rollout (an engine that starts, an environment) must not move the generators
+        # that a checkpoint holds: a resumed run starts its engine anew.
         states = random.getstate(), numpy.random.get_state()
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         try:
@@ -366,7 +370,7 @@ class PPPTrainer(GRPOTrainer):
             self.log(metrics)
         finally:
             self.model.train(was_training)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     # --- starting, stopping, going on --------------------------------------------------------------------------------
@@ -408,7 +412,8 @@ class PPPTrainer(GRPOTrainer):
         def stop(number: int, frame: FrameType | None) -> None:
             again = self.interrupted_by is not None
             self.interrupted_by = signal.Signals(number).name
-            # During the optimizer's step the weights are neither old nor new; several processes must agree when to stop.
+            # During the optimizer's step the weights are neither old nor new; several processes must agree when to
+            # stop.
             if again or (self._is_rolling_out and self.accelerator.num_processes == 1):
                 raise KeyboardInterrupt
 

@@ -1,4 +1,5 @@
-"""Training from a recipe, as a user starts it: in a process of its own, with everything real but the size of the model."""
+"""Training from a recipe, as a user starts it: in a process of its own, with everything real but the size of the
+model."""
 
 from __future__ import annotations
 
@@ -127,7 +128,9 @@ def test_recipe_and_versions_stand_beside_the_metrics_and_the_recipe_can_be_read
     recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     output_dir = tmp_path / "run"
-    status, output = train(TOY_TRAIN, {**recipe, "max_steps": 1}, output_dir, "--learning_rate", "0.5", "--report_to", "wandb")
+    status, output = train(
+        TOY_TRAIN, {**recipe, "max_steps": 1}, output_dir, "--learning_rate", "0.5", "--report_to", "wandb"
+    )
     assert status == 0, output
     resolved = yaml.safe_load((output_dir / "recipe.yaml").read_text())
     assert resolved["learning_rate"] == 0.5
@@ -153,7 +156,11 @@ BAD_RECIPES = {
 
 @pytest.mark.parametrize("name", BAD_RECIPES)
 def test_bad_recipe_ends_with_status_2_and_one_sentence_and_writes_nothing(
-    name: str, recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    name: str,
+    recipe: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     from ppp.train import main
 

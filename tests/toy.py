@@ -1,4 +1,5 @@
-"""A domain for tests of training: one tool, and scores that depend on task and copy alone, so that groups are never flat."""
+"""A domain for tests of training: one tool, and scores that depend on task and copy alone, so that groups are never
+flat."""
 
 from __future__ import annotations
 
@@ -12,13 +13,11 @@ from ppp.environments import ENVIRONMENTS
 from ppp.environments.base import Environment
 from ppp.types import InfrastructureError, Observation, RecipeError, Task, ToolCall, ToolSpec
 
-LOOK = ToolSpec(
-    "look", "Look.", {"type": "object", "properties": {"where": {"type": "string"}}, "required": ["where"]}
-)
+LOOK = ToolSpec("look", "Look.", {"type": "object", "properties": {"where": {"type": "string"}}, "required": ["where"]})
 
 
 class ToyEnvironment(Environment):
-    """Scores the k-th session of a task by (task, k modulo `group_size`), or as `scores` says; some sessions fail."""
+    """Scores the k-th session of a task by (task, k modulo `group_size`), or in turn as `scores` says; some fail."""
 
     tools = (LOOK,)
     system_prompt = "town_system.txt"
@@ -50,7 +49,7 @@ class ToyEnvironment(Environment):
 
     async def score(self, answer: str | None) -> float:
         if self.scores is not None:
-            return self.scores[self.number]
+            return self.scores[self.number % len(self.scores)]
         return (zlib.crc32(f"{self.task.task_id}-{self.copy}".encode()) % 1000) / 1000
 
 

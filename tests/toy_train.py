@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-import toy
 import torch
+import toy
 
 from ppp.train import main
 

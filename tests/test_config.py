@@ -1,0 +1,181 @@
+"""What a recipe may say and what it may not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from toy import register
+
+from ppp.config import PPPConfig, RecipeConfig, expand_preferences
+from ppp.preferences import PREFERENCES, SEEN, UNSEEN
+from ppp.recipe import Recipe, field_types, read_recipe
+from ppp.types import RecipeError
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+MINIMAL: dict[str, Any] = {
+    "tiny_model": True,
+    "environments": {"toy": 1},
+    "train_tasks": {"toy": "tasks.jsonl"},
+    "use_cpu": True,
+}
+
+
+@pytest.fixture(autouse=True)
+def toy_environment() -> Iterator[None]:
+    register()
+    yield
+
+
+def read(tmp_path: Path, *options: str, **changes: Any) -> Recipe:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, **changes}))
+    return read_recipe(["--config", str(path), *options])
+
+
+def test_defaults_are_those_of_the_paper(tmp_path: Path) -> None:
+    recipe = read(tmp_path)
+    args = recipe.args
+    assert (args.loss_type, args.epsilon, args.epsilon_high, args.beta) == ("dapo", 0.2, 0.28, 0.0)
+    assert (args.num_generations, args.learning_rate, args.temperature) == (8, 1e-6, 1.0)
+    assert (args.vllm_importance_sampling_mode, args.vllm_importance_sampling_clip_max) == ("token_truncate", 2.0)
+    assert recipe.config.preferences == list(SEEN)
+    assert recipe.config.reward_settings().reward_clip == (0.0, 1.0)
+    assert recipe.config.num_precise_per_task == 1
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_of_ours_is_accepted(path: Path) -> None:
+    read_recipe(["--config", str(path)])
+
+
+def test_any_option_is_overridable_on_the_command_line(tmp_path: Path) -> None:
+    recipe = read(
+        tmp_path,
+        *(
+            "--learning_rate",
+            "0.5",
+            "--limits.max_turns",
+            "3",
+            "--limits.max_prompt_tokens=99",
+            "--preferences",
+            "no_ask",
+        ),
+        *("--interaction", "false", "--reward_clip", "none", "--train_tasks.toy.split", "test"),
+        *("--term_weights", "{proactivity: 0}"),
+        learning_rate=1.0,
+        limits={"max_turns": 9, "max_tokens_per_turn": 5},
+    )
+    assert recipe.args.learning_rate == 0.5
+    assert recipe.config.limits == {"max_turns": 3, "max_tokens_per_turn": 5, "max_prompt_tokens": 99}
+    assert recipe.config.preferences == ["no_ask"]
+    assert recipe.config.interaction is False and recipe.config.reward_clip is None
+    assert recipe.config.train_tasks == {"toy": {"path": "tasks.jsonl", "split": "test"}}
+    assert recipe.config.term_weights == {"proactivity": 0}
+
+
+def test_the_resolved_recipe_gives_the_same_run(tmp_path: Path) -> None:
+    recipe = read(tmp_path, "--learning_rate", "0.5", lr_scheduler_type="cosine", preferences="unseen")
+    (tmp_path / "again.yaml").write_text(recipe.to_yaml())
+    again = read_recipe(["--config", str(tmp_path / "again.yaml")])
+    assert again.values == recipe.values
+    assert again.config == recipe.config
+
+
+def test_yaml_texts_that_are_numbers_are_numbers(tmp_path: Path) -> None:
+    assert read(tmp_path, learning_rate="1e-3").args.learning_rate == 1e-3  # YAML 1.1 reads 1e-3 as a text
+
+
+@pytest.mark.parametrize(("value", "expected"), [(True, "true"), ("false", "false"), ("auto", "auto")])
+def test_a_choice_that_looks_like_a_boolean_may_be_written_as_one(tmp_path: Path, value: Any, expected: str) -> None:
+    assert read(tmp_path, importance_sampling_correction=value).config.importance_sampling_correction == expected
+
+
+BAD_VALUES: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown key": ({"num_generation": 4}, r"recipe key: 'num_generation' is unknown.*did you mean 'num_generations'"),
+    "float for an integer": ({"max_steps": 2.5}, r"max_steps: 2.5 is not allowed; expected an integer"),
+    "boolean for an integer": ({"lora_r": True}, r"lora_r: True"),
+    "text for a number": ({"max_failure_rate": "often"}, r"^max_failure_rate: invalid float value: 'often'"),
+    "list for a mapping": ({"limits": [1]}, r"limits: \[1\] is not allowed; expected a mapping"),
+    "number for a text": ({"user": 3}, r"user: 3 is not allowed; expected a text"),
+    "unknown choice": ({"preference_visibility": "shown"}, r"preference_visibility: 'shown'.*stated, hidden"),
+    "unknown loss": ({"loss_type": "dap"}, r"loss_type: 'dap' is unknown.*did you mean 'dapo'"),
+    "unknown scheduler": (
+        {"lr_scheduler_type": "cosin"},
+        r"lr_scheduler_type: 'cosin' is unknown.*did you mean 'cosine'",
+    ),
+    "unknown preference": ({"preferences": ["seen", "jso"]}, r"preferences: 'jso' is unknown.*did you mean 'json'"),
+    "no preference": ({"preferences": []}, r"preferences: \[\] is not allowed"),
+    "unknown environment": ({"environments": {"toi": 1}}, r"environments: 'toi' is unknown.*did you mean 'toy'"),
+    "no environment": ({"environments": {}}, r"environments: \{\}"),
+    "share of nothing": ({"environments": {"toy": 0}}, r"environments.toy: 0 .*above 0"),
+    "no tasks": ({"train_tasks": {}}, r"train_tasks: nothing says where the tasks of 'toy'"),
+    "tasks of another environment": ({"eval_tasks": {"town": "x"}}, r"eval_tasks: 'town' is unknown; allowed: toy"),
+    "unknown user": ({"user": "scriptd"}, r"user: 'scriptd' is unknown.*did you mean 'scripted'"),
+    "unknown engine": ({"engine": "vlm"}, r"engine: 'vlm' is unknown"),
+    "unknown limit": ({"limits": {"max_turn": 3}}, r"limits: 'max_turn' is unknown.*did you mean 'max_turns'"),
+    "bad limit": ({"limits": {"max_turns": 0}}, r"max_turns: 0"),
+    "total limit in the wrong place": ({"limits": {"max_completion_tokens": 9}}, r"set max_completion_length"),
+    "unknown term": ({"term_weights": {"speed": 1}}, r"term_weights: 'speed' is unknown"),
+    "bad clip": ({"reward_clip": [1.0, 0.0]}, r"reward_clip"),
+    "group of one": ({"num_generations": 1}, r"num_generations: 1"),
+    "group does not divide": ({"num_generations": 3}, r"num_generations: 3 .*must divide the 8 trajectories"),
+    "no temperature": ({"temperature": 0.0}, r"temperature: 0.0"),
+    "rate above one": ({"max_failure_rate": 1.5}, r"max_failure_rate: 1.5 .*between 0 and 1"),
+    "no model": ({"tiny_model": False}, r"model_name_or_path: None"),
+    "two models": ({"model_name_or_path": "x"}, r"model_name_or_path: 'x' .*not both"),
+    "vllm switched on behind our back": ({"use_vllm": True}, r"use_vllm: True .*engine"),
+    "weights of reward functions": ({"reward_weights": [1.0]}, r"reward_weights: .*term_weights"),
+    "missing checkpoint": ({"resume_from_checkpoint": "nowhere"}, r"resume_from_checkpoint: 'nowhere'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_VALUES)
+def test_a_bad_value_is_refused_with_field_value_and_what_is_allowed(name: str, tmp_path: Path) -> None:
+    changes, message = BAD_VALUES[name]
+    with pytest.raises(RecipeError, match=message) as caught:
+        read(tmp_path, **changes)
+    assert "\n" not in str(caught.value)
+
+
+BAD_COMMAND_LINES = {
+    "unknown option": (["--num_generation", "4"], r"option: '--num_generation' is unknown.*'--num_generations'"),
+    "entry of no mapping": (["--seed.x", "4"], r"option: '--seed.x' is unknown"),
+    "no mapping": (["--limits", "3"], r"^limits: '3' is not a mapping"),
+    "missing value": (["--limits.max_turns"], r"--limits.max_turns: a value is missing"),
+    "wrong type": (["--max_steps", "two"], r"^max_steps: invalid int value: 'two'"),
+    "no such recipe": (["--config", "nowhere.yaml"], r"config: 'nowhere.yaml' .*existing YAML file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_COMMAND_LINES)
+def test_a_bad_command_line_is_refused(name: str, tmp_path: Path) -> None:
+    options, message = BAD_COMMAND_LINES[name]
+    with pytest.raises(RecipeError, match=message):
+        read(tmp_path, *options)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a", "a: \x00"])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(RecipeError, match="config: "):
+        read_recipe(["--config", str(tmp_path / "recipe.yaml")])
+
+
+def test_every_field_of_ours_says_what_it_is() -> None:
+    for name in RecipeConfig.__dataclass_fields__:
+        assert len(RecipeConfig.__dataclass_fields__[name].metadata["help"]) > 10, name
+
+
+def test_no_field_of_ours_hides_one_of_grpo() -> None:
+    assert not set(RecipeConfig.__dataclass_fields__) & set(PPPConfig.__dataclass_fields__)
+    assert not {"env", "config"} & set(field_types()), "reserved by TRL's parser"
+
+
+@pytest.mark.parametrize(("group", "names"), [("seen", SEEN), ("unseen", UNSEEN), ("all", PREFERENCES)])
+def test_groups_of_preferences_stand_for_their_names(group: str, names: Any) -> None:
+    assert expand_preferences("preferences", group) == list(names)
+    assert expand_preferences("preferences", ["json", group]).count("json") <= 1

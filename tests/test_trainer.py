@@ -1,0 +1,360 @@
+"""PPPTrainer: what goes into the loss, what stays out of it, when a run stops. Rollouts are scripted, models are
+tiny."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from toy import ToyEnvironment, register, toy_rows
+from transformers import PreTrainedTokenizerBase
+from trl import GRPOTrainer
+
+from ppp.callbacks import LearningSignalGuard, MetricsWriter
+from ppp.codec import Codec
+from ppp.config import PPPConfig
+from ppp.data import expand, to_dataset
+from ppp.engines.scripted import ScriptedEngine
+from ppp.rewards import RewardSettings
+from ppp.rollout import RolloutPool
+from ppp.run_log import RunLog
+from ppp.session import Limits
+from ppp.trainer import PPPTrainer, RolloutSettings, TooManyFailuresError
+from ppp.types import Task, ToolCall, Turn
+
+UNCLIPPED = RewardSettings(weights={"proactivity": 0, "personalization": 0}, reward_clip=None)
+SCORES = [0.1, 0.9, 0.4, 0.3, 0.0, 1.0, 0.5, 0.5]  # of two groups of four
+
+
+class Player:
+    """Looks once and finishes; `on_turn` is called before each turn."""
+
+    def __init__(self, on_turn: Callable[[Task, Sequence[Turn]], None] | None = None) -> None:
+        self.on_turn = on_turn
+
+    def act(self, task: Task, turns: Sequence[Turn]) -> tuple[str, ToolCall | None]:
+        if self.on_turn is not None:
+            self.on_turn(task, turns)
+        if not turns:
+            return "Looking.", ToolCall("look", {"where": "there"})
+        return "Done.", ToolCall("finish", {"answer": "f1"})
+
+
+@pytest.fixture(autouse=True)
+def toy_environment() -> Iterator[None]:
+    register()
+    ToyEnvironment.reset(SCORES)
+    yield
+    ToyEnvironment.reset()
+
+
+@pytest.fixture
+def make_trainer(
+    tokenizer: PreTrainedTokenizerBase, codec: Codec, make_model: Callable[..., Any], tmp_path: Path
+) -> Callable[..., PPPTrainer]:
+    def make(
+        settings: RolloutSettings | None = None,
+        player: Player | None = None,
+        limits: Limits | None = None,
+        max_concurrency: int = 64,
+        **args: Any,
+    ) -> PPPTrainer:
+        tasks = expand(toy_rows(2), ["no_preference"], 0, num_precise=0)
+        dataset = to_dataset(
+            tasks, lambda task: [{"role": "user", "content": task.prompt}], lambda task: len(task.prompt), 1000
+        )
+        config = PPPConfig(
+            **{
+                "output_dir": str(tmp_path / "run"),
+                "per_device_train_batch_size": 8,
+                "num_generations": 4,
+                "max_completion_length": 400,
+                "max_steps": 3,
+                "learning_rate": 1e-2,
+                "use_cpu": True,
+                "gradient_checkpointing": False,
+                "save_strategy": "no",
+                "shuffle_dataset": False,
+                "seed": 7,
+                **args,
+            }
+        )
+        (tmp_path / "run").mkdir(exist_ok=True)
+        run_log = RunLog(tmp_path / "run", 0, 0)
+        limits = limits or Limits(max_completion_tokens=400)
+        engine = ScriptedEngine(codec, player or Player())
+        return PPPTrainer(
+            make_model(tokenizer),
+            config,
+            dataset,
+            dataset,
+            tokenizer,
+            make_pool=lambda policy: RolloutPool(engine, codec, limits, max_concurrency=max_concurrency),
+            settings=settings or RolloutSettings(UNCLIPPED, correction=False, max_failure_rate=0.5),
+            run_log=run_log,
+            callbacks=[MetricsWriter(run_log)],
+        )
+
+    return make
+
+
+def generate(trainer: PPPTrainer) -> dict[str, torch.Tensor]:
+    """One generation batch: every row of the data set, four times."""
+    trainer.model.train()
+    rows = [dict(row) for row in trainer.train_dataset for _ in range(trainer.num_generations)]
+    return trainer._generate_and_score_completions(rows)
+
+
+def read_metrics(trainer: PPPTrainer) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(trainer.args.output_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def advantages_of(rewards: Sequence[float]) -> torch.Tensor:
+    values = torch.tensor(rewards)
+    return (values - values.mean()) / (values.std() + 1e-4)
+
+
+def test_advantages_are_those_of_the_scores(make_trainer: Callable[..., PPPTrainer]) -> None:
+    batch = generate(make_trainer())
+    expected = torch.cat([advantages_of(SCORES[:4]), advantages_of(SCORES[4:])])
+    torch.testing.assert_close(batch["advantages"], expected)
+
+
+def test_failed_trajectory_leaves_the_loss_and_the_baseline_of_its_group(
+    make_trainer: Callable[..., PPPTrainer],
+) -> None:
+    ToyEnvironment.reset(SCORES, failing={1: "the server is gone"})
+    batch = generate(make_trainer())
+    group = advantages_of([SCORES[0], *SCORES[2:4]])
+    expected = torch.cat([group[:1], torch.zeros(1), group[1:], advantages_of(SCORES[4:])])
+    torch.testing.assert_close(batch["advantages"], expected)
+    mask = batch["tool_mask"] * batch["completion_mask"]
+    assert mask[1].sum() == 0
+    assert all(mask[row].sum() > 0 for row in range(8) if row != 1)
+    assert batch["num_items_in_batch"] == mask.sum()
+
+
+def test_only_tokens_of_the_policy_carry_loss(make_trainer: Callable[..., PPPTrainer], codec: Codec) -> None:
+    batch = generate(make_trainer())
+    own = codec.render_turn("Looking.", ToolCall("look", {"where": "there"}))
+    own += codec.render_turn("Done.", ToolCall("finish", {"answer": "f1"}))
+    mask = (batch["tool_mask"] * batch["completion_mask"]).bool()
+    for row in range(8):
+        assert batch["completion_ids"][row][mask[row]].tolist() == own
+
+
+@pytest.mark.parametrize("is_masked", [True, False])
+def test_truncation_is_decided_from_the_stop_reason(make_trainer: Callable[..., PPPTrainer], is_masked: bool) -> None:
+    # The budget ends within the second turn: the last token is no EOS, which is all that TRL would look at.
+    trainer = make_trainer(limits=Limits(max_completion_tokens=150), mask_truncated_completions=is_masked)
+    batch = generate(trainer)
+    carrying = (batch["tool_mask"] * batch["completion_mask"]).sum(1) > 0
+    assert carrying.tolist() == [not is_masked] * 8
+    assert batch["completion_mask"].sum(1).min() > 0, "attention must stay"
+
+    whole = generate(make_trainer(mask_truncated_completions=is_masked))
+    assert ((whole["tool_mask"] * whole["completion_mask"]).sum(1) > 0).all()
+
+
+def ragged_inputs() -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Prompts of 3 to 9 tokens padded on the left, completions of 2 to 30 padded on the right."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = [(3, 30), (9, 2), (4, 5), (5, 9), (3, 3), (6, 12)]
+    prompts = [torch.randint(1, 200, (prompt,), generator=generator) for prompt, _ in lengths]
+    completions = [torch.randint(1, 200, (completion,), generator=generator) for _, completion in lengths]
+    left = pad_sequence([prompt.flip(0) for prompt in prompts], batch_first=True).flip(1)
+    right = pad_sequence(completions, batch_first=True)
+    input_ids = torch.cat([left, right], 1)
+    return input_ids, (input_ids > 0).long(), right.size(1)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 4])
+def test_trimmed_micro_batches_give_what_padded_ones_give(
+    make_trainer: Callable[..., PPPTrainer], batch_size: int | None
+) -> None:
+    trainer = make_trainer()
+    input_ids, attention_mask, num_completion = ragged_inputs()
+    arguments = (trainer.model, input_ids, attention_mask, num_completion)
+    with torch.no_grad():
+        expected = GRPOTrainer._get_per_token_logps_and_entropies(trainer, *arguments, compute_entropy=True)
+        found = trainer._get_per_token_logps_and_entropies(*arguments, batch_size=batch_size, compute_entropy=True)
+    mask = attention_mask[:, -num_completion:].bool()
+    for ours, theirs in zip(found[:2], expected[:2], strict=True):
+        assert ours.shape == theirs.shape
+        torch.testing.assert_close(ours[mask], theirs[mask], atol=1e-5, rtol=1e-5)
+
+
+def test_a_micro_batch_runs_without_the_columns_that_are_all_padding(
+    make_trainer: Callable[..., PPPTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths = []
+
+    def stock(self: Any, model: Any, input_ids: torch.Tensor, mask: torch.Tensor, keep: int, **_: Any) -> Any:
+        widths.append(input_ids.size(1))
+        return torch.zeros(len(input_ids), keep), None, None
+
+    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", stock)
+    trainer = make_trainer()
+    logps, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, *ragged_inputs(), batch_size=1)
+    assert widths == [33, 11, 9, 14, 6, 18]
+    assert logps.shape == (6, 30)
+
+
+def test_correction_follows_the_agreement_of_engine_and_trainer(make_trainer: Callable[..., PPPTrainer]) -> None:
+    """The scripted engine says log-probability 0 of every token, which no model would."""
+    batch = generate(make_trainer(RolloutSettings(UNCLIPPED, correction=None)))
+    assert "importance_sampling_ratio" in batch
+    assert batch["importance_sampling_ratio"].max() <= 2
+    assert batch["importance_sampling_ratio"].shape == batch["completion_ids"].shape, "token level"
+    assert "importance_sampling_ratio" not in generate(make_trainer())
+
+
+def test_correction_caps_the_ratio_of_each_token_at_two(
+    make_trainer: Callable[..., PPPTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(RolloutSettings(UNCLIPPED, correction=True))
+    monkeypatch.setattr(ScriptedEngine, "generate", _unlikely(ScriptedEngine.generate))
+    batch = generate(trainer)
+    ratio = batch["importance_sampling_ratio"][(batch["tool_mask"] * batch["completion_mask"]).bool()]
+    assert ratio.eq(2).all()
+    trainer.accelerator.gradient_state._set_sync_gradients(True)
+    trainer.current_gradient_accumulation_steps = 1
+    corrected = trainer.compute_loss(trainer.model, batch)
+    trainer.use_vllm = False
+    torch.testing.assert_close(corrected, 2 * trainer.compute_loss(trainer.model, batch))
+
+
+def _unlikely(generate: Any) -> Any:
+    """An engine that claims e^-50 for every token: each ratio would be astronomical."""
+
+    async def wrapped(self: Any, request: Any) -> Any:
+        generation = await generate(self, request)
+        return type(generation)(generation.token_ids, [-50.0] * len(generation.token_ids), generation.finish_reason)
+
+    return wrapped
+
+
+def test_terms_can_be_normalised_one_by_one(make_trainer: Callable[..., PPPTrainer]) -> None:
+    settings = RolloutSettings(RewardSettings(weights={"proactivity": 0.5}), correction=False)
+    trainer = make_trainer(settings, multi_objective_aggregation="normalize_then_sum")
+    assert trainer.reward_func_names == ["productivity", "proactivity", "personalization"]
+    assert trainer.reward_weights.tolist() == [1.0, 0.5, 1.0]
+    assert generate(trainer)["advantages"].abs().sum() > 0
+
+
+def test_training_changes_the_policy_and_tells_every_step(make_trainer: Callable[..., PPPTrainer]) -> None:
+    ToyEnvironment.reset()
+    trainer = make_trainer()
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    trainer.train()
+    assert any(not torch.equal(old, new) for old, new in zip(before, trainer.model.parameters(), strict=True))
+    steps = [line for line in read_metrics(trainer) if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    expected = {"session_reward", "terms/productivity", "ask_ratio/vague", "effort/low", "turns/unreadable"}
+    expected |= {"failure_rate", "flat_groups", "stop/finished", "terms/proactivity_group_std", "productivity"}
+    assert expected <= set(steps[0])
+    assert steps[0]["stop/finished"] == 1.0
+    records = (Path(trainer.args.output_dir) / "trajectories.jsonl").read_text().splitlines()
+    assert [json.loads(record)["step"] for record in records] == [1] * 8 + [2] * 8 + [3] * 8
+
+
+def test_evaluation_tells_scores_by_preference_and_leaves_training_metrics_alone(
+    make_trainer: Callable[..., PPPTrainer],
+) -> None:
+    ToyEnvironment.reset()
+    trainer = make_trainer(eval_strategy="steps", eval_steps=2)
+    trainer.train()
+    evaluations = [line for line in read_metrics(trainer) if "eval_productivity" in line]
+    assert [line["step"] for line in evaluations] == [2, 3], "every two steps and at the end"
+    assert evaluations[0]["eval_preference/no_preference/num_sessions"] == 2
+    assert evaluations[0]["eval_vague_seen/productivity"] == evaluations[0]["eval_productivity"]
+    assert not any(key.startswith("eval_") for line in read_metrics(trainer) if "loss" in line for key in line)
+
+
+def test_too_many_failures_stop_the_run_and_name_the_most_frequent_cause(
+    make_trainer: Callable[..., PPPTrainer],
+) -> None:
+    ToyEnvironment.reset(SCORES, failing={9: "quota", 10: "down", 11: "down", 12: "down", 13: "quota"})
+    trainer = make_trainer()
+    with pytest.raises(TooManyFailuresError, match=r"5 of 8 .*most often \(3 times\): InfrastructureError: down"):
+        trainer.train()
+    checkpoints = sorted(path.name for path in Path(trainer.args.output_dir).glob("checkpoint-*"))
+    assert checkpoints == ["checkpoint-1"], "of the last finished step"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_a_rollout_stops_at_once_and_leaves_a_checkpoint(
+    make_trainer: Callable[..., PPPTrainer], number: signal.Signals
+) -> None:
+    ToyEnvironment.reset()
+    trainer = make_trainer(max_steps=100)
+
+    def interrupt(task: Task, turns: Sequence[Turn]) -> None:
+        if trainer.state.global_step == 2 and turns:
+            os.kill(os.getpid(), number)
+
+    trainer.pool.engine.policy = Player(interrupt)
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert [path.name for path in Path(trainer.args.output_dir).glob("checkpoint-*")] == ["checkpoint-2"]
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_outside_of_a_rollout_waits_for_the_end_of_the_step(make_trainer: Callable[..., PPPTrainer]) -> None:
+    ToyEnvironment.reset()
+    trainer = make_trainer(max_steps=100)
+    optimizer_step = trainer.compute_loss
+
+    def compute_loss(*args: Any, **kwargs: Any) -> Any:
+        if trainer.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return optimizer_step(*args, **kwargs)
+
+    trainer.compute_loss = compute_loss
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert [path.name for path in Path(trainer.args.output_dir).glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+def test_sampling_noise_differs_between_rounds_of_one_step(make_trainer: Callable[..., PPPTrainer]) -> None:
+    trainer = make_trainer()
+    trainer._tasks = [Task("t", "toy", "p", "q", "no_ask", {})] * 8
+    first, second = trainer._jobs(), trainer._jobs()
+    assert [(job.row, job.copy) for job in first] == [(row, copy) for row in (0, 1) for copy in range(4)]
+    assert {job.row for job in second} == {2, 3}
+    trainer.state.global_step = 1
+    assert trainer._jobs() == first
+
+
+class Control:
+    should_save = should_training_stop = False
+
+
+class State:
+    global_step = 0
+    is_world_process_zero = True
+
+
+GOOD = {"loss": 0.1, "flat_groups": 0.5, "turns/unreadable": 0.5, "grad_norm": 1.0}
+
+
+@pytest.mark.parametrize("bad", [{"flat_groups": 1.0}, {"turns/unreadable": 1.0}, {"grad_norm": 0.0}])
+def test_guard_warns_once_and_then_stops_when_steps_teach_nothing(
+    bad: dict[str, float], caplog: pytest.LogCaptureFixture
+) -> None:
+    guard, state, control = LearningSignalGuard(warn_after=3, stop_after=5), State(), Control()
+    logs = [GOOD, *[{**GOOD, **bad}] * 2, GOOD, *[{**GOOD, **bad}] * 5]
+    for state.global_step, line in enumerate(logs, start=1):
+        assert not control.should_training_stop
+        guard.on_log(None, state, control, line)
+        assert len(caplog.records) == (state.global_step >= 7)
+    assert control.should_training_stop and control.should_save
+    assert guard.stop_message is not None and "last 5 steps" in guard.stop_message
