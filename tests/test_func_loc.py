@@ -14,7 +14,7 @@ import pytest
 from ppp.environments import environment_class
 from ppp.environments.func_loc import LIMITS, FuncLocEnvironment, func_loc_f1
 from ppp.environments.func_loc_data import find_repository, func_loc_task_rows, load_func_loc_tasks
-from ppp.environments.source_tree import open_tree
+from ppp.environments.source_tree import _cached_tree
 from ppp.prompts import load_prompt
 from ppp.types import InfrastructureError, Observation, RecipeError, Task, ToolCall
 
@@ -218,7 +218,7 @@ def test_nothing_found_and_nothing_there_are_no_mistakes(task: Task) -> None:
 
 
 def test_missing_git_is_infrastructure_and_never_an_observation(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_tree.cache_clear()
+    _cached_tree.cache_clear()
     monkeypatch.setenv("PATH", "")
     with pytest.raises(InfrastructureError):
         play(task, ToolCall("list_dir", {"path": ""}))
@@ -233,7 +233,7 @@ def test_many_sessions_at_once_share_one_tree(task: Task) -> None:
     async def sessions() -> list[tuple[int, str]]:
         return await asyncio.gather(*(session(number) for number in range(1, 21)))
 
-    open_tree(task.payload["source"], task.payload["commit"])
+    _cached_tree.cache_clear()
     results = asyncio.run(sessions())
     assert len({tree for tree, _ in results}) == 1
     assert [name for _, name in results] == [f"value_{number}" for number in range(1, 21)]
@@ -379,6 +379,9 @@ def test_missing_files_repositories_and_prompts_are_refused(
     write_issues: Callable[..., Path], repository: Path, tmp_path: Path
 ) -> None:
     path = write_issues(issue(vague_statement=None))
+    for options in ({"path": 7}, {"path": path, "repositories": ["a"]}):
+        with pytest.raises(RecipeError, match="allowed"):
+            list(func_loc_task_rows(**{"repositories": repository.parent, **options}))
     with pytest.raises(RecipeError, match=r"nowhere\.jsonl"):
         load_func_loc_tasks(tmp_path / "nowhere.jsonl", repository.parent)
     with pytest.raises(RecipeError, match="'sharp' is unknown; allowed: both, vague, precise"):

@@ -12,6 +12,7 @@ from ppp.environments.source_tree import (
     MAX_OPEN_TREES,
     SourceTree,
     TreePathError,
+    _cached_tree,
     check_source,
     git_dir_of,
     open_tree,
@@ -214,7 +215,7 @@ def test_the_users_git_settings_and_a_running_hook_change_nothing(
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
     monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "index"))
-    open_tree.cache_clear()
+    _cached_tree.cache_clear()
     assert open_tree(str(repository), "old").search("needle", "", 99) == expected
 
 
@@ -250,7 +251,7 @@ def test_without_git_a_session_fails_for_infrastructure_reasons(
         tree.read("pkg/core.py")
     with pytest.raises(InfrastructureError, match="cannot run git"):
         tree.search("needle", "", 9)
-    open_tree.cache_clear()
+    _cached_tree.cache_clear()
     with pytest.raises(InfrastructureError, match="cannot run git"):
         open_tree(str(repository), "old")
 
@@ -275,7 +276,7 @@ def test_a_folder_that_changes_under_a_session_fails_for_infrastructure_reasons(
 
 def test_one_tree_is_shared_and_their_number_bounded(repository: Path) -> None:
     assert open_tree(str(repository), "old") is open_tree(str(repository), "old")
-    assert open_tree.cache_info().maxsize == MAX_OPEN_TREES
+    assert _cached_tree.cache_info().maxsize == MAX_OPEN_TREES
 
 
 def test_a_very_long_line_is_cut_and_the_lines_after_it_keep_their_numbers(repository: Path) -> None:

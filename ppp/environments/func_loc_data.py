@@ -32,9 +32,11 @@ def func_loc_task_rows(
     Raises:
         RecipeError: names the file, the line and the field; also where the file or a repository is missing.
     """
+    if not isinstance(path, str | Path) or not Path(path).is_file():
+        raise RecipeError(f"path: {path!r} is not a file; allowed: a JSONL file of issues")
+    if not isinstance(repositories, str | Path | Mapping):
+        raise RecipeError(f"repositories: {repositories!r}; allowed: a folder, or owner/name -> folder")
     file = Path(path)
-    if not file.is_file():
-        raise RecipeError(f"issues: {str(path)!r} is not a file; allowed: a JSONL file of issues")
     found: dict[str, str] = {}
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -87,7 +89,7 @@ def load_func_loc_tasks(
                 precise = row["precise_prompt"]
                 tasks.append(Task(name, "func_loc", prompt, precise, "no_preference", row["payload"]))
     if not tasks:
-        raise RecipeError(f"issues: {str(path)!r} holds no issue with a {prompts} prompt; allowed: at least one")
+        raise RecipeError(f"path: {str(path)!r} holds no issue with a {prompts} prompt; allowed: at least one")
     return tasks
 
 

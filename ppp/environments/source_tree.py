@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import threading
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -215,13 +216,21 @@ class GitTree(SourceTree):
         return _run_git(self._git_dir, ["cat-file", "blob", entry.handle])
 
 
-@functools.lru_cache(maxsize=MAX_OPEN_TREES)
 def open_tree(source: str, commit: str | None = None) -> SourceTree:
     """The tree of a folder, or of a commit of the git repository there; one object is shared by all who ask.
 
     Raises:
         InfrastructureError: it cannot be read (any more), or there is no git to read it with.
     """
+    with _opening[source, commit]:  # the copies of a task start at the same time
+        return _cached_tree(source, commit)
+
+
+_opening: defaultdict[tuple[str, str | None], threading.Lock] = defaultdict(threading.Lock)
+
+
+@functools.lru_cache(maxsize=MAX_OPEN_TREES)
+def _cached_tree(source: str, commit: str | None) -> SourceTree:
     if commit is None:
         return FolderTree(Path(source))
     return GitTree(git_dir_of(source), commit)
