@@ -86,6 +86,7 @@ def task(repository: Path) -> Task:
         ("testbed/testbed/a.py:f", ["a.py:f"], 0.0),
         ("testbed/testbed/a.py:f", ["testbed/testbed/a.py:f"], 1.0),
         ("workspace/testbed/a.py:f", ["a.py:f"], 0.0),
+        ("testbed/workspace/a.py:f", ["a.py:f"], 0.0),
         ("mytestbed/a.py:f", ["a.py:f"], 0.0),
         ("./a.py:f", ["a.py:f"], 1.0),
         ("p//q/../a.py:f", ["p/a.py:f"], 1.0),

@@ -176,6 +176,13 @@ def test_no_path_leads_out_of_the_tree(tree: SourceTree, path: str) -> None:
             use(path)
 
 
+def test_a_path_above_the_root_is_told_from_one_that_is_missing(tree: SourceTree) -> None:
+    with pytest.raises(TreePathError, match="leads out"):
+        tree.read("pkg/../../README.md")
+    with pytest.raises(TreePathError, match="no file or directory"):
+        tree.read("pkg/README.md")
+
+
 @pytest.mark.parametrize("path", ["data.bin", "pkg", "", "large.txt"])
 def test_what_is_not_a_text_file_of_bounded_size_cannot_be_read(folder: Path, path: str) -> None:
     (folder / "large.txt").write_bytes(b"needle\n" * (MAX_FILE_BYTES // 7 + 1))
@@ -215,6 +222,7 @@ def test_the_users_git_settings_and_a_running_hook_change_nothing(
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
     monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "index"))
+    monkeypatch.setenv("GIT_OBJECT_DIRECTORY", str(tmp_path / "objects"))
     _cached_tree.cache_clear()
     assert open_tree(str(repository), "old").search("needle", "", 99) == expected
 
