@@ -11,11 +11,14 @@ import logging
 import os
 import sys
 import uuid
+import warnings
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+import datasets
 import torch
+import transformers
 from accelerate import PartialState
 from datasets import Dataset
 
@@ -52,10 +55,7 @@ EXIT_RECIPE, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 1, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, and return the exit status: 0, 1 stopped by a guard, 2 a mistake in the recipe, 130 interrupted."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # Libraries below tell of every request and every default; their warnings are enough.
-    for name in ("httpx", "datasets", "transformers", "trl", "accelerate", "filelock"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    set_up_logging()
     try:
         run(read_recipe(sys.argv[1:] if argv is None else argv, PROG))
     except RecipeError as error:
@@ -65,6 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; go on with --resume_from_checkpoint true", EXIT_INTERRUPTED)
     return 0
+
+
+def set_up_logging() -> None:
+    """One line per event of ours; of the libraries below, warnings are enough."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("httpx", "datasets", "transformers", "trl", "accelerate", "filelock", "ContinuousBatchingLogger"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    datasets.disable_progress_bars()
+    transformers.logging.disable_progress_bar()
+    # TRL still reads attributes that transformers renames, in every step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _fail(message: object, status: int) -> int:

@@ -44,6 +44,7 @@ EVAL_ROWS = (
 )  # evaluation sessions are numbered from here, so that their noise is never that of a training session
 ALIGNED = 1e-3  # engine and forward pass agree when no log-probability differs by more
 NUM_ALIGNMENT_ROWS = 8
+PIECE_ROWS = 32  # of a large micro-batch that go through the model together, sorted by length
 
 
 class TooManyFailuresError(PPPError):
@@ -85,6 +86,11 @@ def term_reward(name: str) -> Callable[..., list[float | None]]:
 
     reward.__name__ = name
     return reward
+
+
+def _is_no_dump(record: logging.LogRecord) -> bool:
+    """Whether a message is not TRL's print-out of a row without reward: the pool has told of it, and why."""
+    return not str(record.msg).startswith("All reward functions returned None")
 
 
 class PPPTrainer(GRPOTrainer):
@@ -132,6 +138,7 @@ class PPPTrainer(GRPOTrainer):
         )
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
+        logging.getLogger("trl.trainer.grpo_trainer").addFilter(_is_no_dump)
         self.settings, self.run_log = settings, run_log
         self.pool = make_pool(lambda: self.accelerator.unwrap_model(self.model))
         # TRL tells truncation by the last token, which for us may be an observation's; ours goes by the stop reason.
@@ -309,34 +316,40 @@ class PPPTrainer(GRPOTrainer):
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """TRL's, without the columns of a micro-batch that hold nothing but padding.
+        """TRL's, without the columns that hold nothing but padding, and large micro-batches in pieces of like length.
 
         TRL pads to the longest of the generation batch, prompts on the left and completions on the right. Results have
-        the shapes that TRL expects; what was cut away is zero and masked.
+        the shapes and the order that TRL expects; what was cut away is zero and masked.
         """
+        num_rows = len(input_ids)
+        pieces = torch.arange(num_rows, device=input_ids.device).split(batch_size or num_rows)
+        if num_rows > PIECE_ROWS and self.accelerator.num_processes == 1 and not kwargs.get("compute_aux_loss"):
+            # Not with several processes: wrappers of the model expect one forward pass before a backward pass.
+            by_length = attention_mask.sum(1).argsort(stable=True)
+            pieces = by_length.split(min(PIECE_ROWS, batch_size or num_rows))
+        num_prompt = input_ids.size(1) - logits_to_keep
         parts = []
-        for start in range(0, len(input_ids), batch_size or len(input_ids)):
-            rows = slice(start, start + (batch_size or len(input_ids)))
+        for rows in pieces:
             columns = attention_mask[rows].any(0).nonzero().flatten()
-            num_prompt = input_ids.size(1) - logits_to_keep
             first = min(int(columns[0]), num_prompt - 1)
             last = max(int(columns[-1]) + 1, num_prompt + 1)
             cut = input_ids.size(1) - last
-            found = super()._get_per_token_logps_and_entropies(
+            logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
                 model,
                 input_ids[rows, first:last],
                 attention_mask[rows, first:last],
                 logits_to_keep - cut,
                 **kwargs,
             )
-            parts.append((*(None if part is None else pad(part, (0, cut)) for part in found[:2]), found[2]))
+            parts.append((pad(logps, (0, cut)), None if entropies is None else pad(entropies, (0, cut)), aux_loss))
         if len(parts) == 1:
             return parts[0]
-        logps, entropies, losses = zip(*parts, strict=True)
+        back = torch.cat(pieces).argsort()
+        logps, entropies, aux_losses = zip(*parts, strict=True)
         return (
-            torch.cat(logps),
-            None if entropies[0] is None else torch.cat(entropies),
-            None if losses[0] is None else torch.stack(losses).mean(),
+            torch.cat(logps)[back],
+            None if entropies[0] is None else torch.cat(entropies)[back],
+            None if aux_losses[0] is None else torch.stack(aux_losses).mean(),
         )
 
     # --- evaluation --------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import yaml
 from safetensors.torch import load_file
 
 TOY_TRAIN = [sys.executable, str(Path(__file__).parent / "toy_train.py")]
-TRAIN = [sys.executable, "-m", "ppp.train"]
+RECIPES = Path(__file__).parent.parent / "recipes"
 VARYING = ("step_time", "seconds/", "train_", "eval_seconds/")  # what a clock says
 
 
@@ -64,12 +64,17 @@ def start(command: list[str], recipe: Mapping[str, Any], output_dir: Path, *opti
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"},
+        start_new_session=True,  # so that a launcher can be ended together with its workers
     )
 
 
 def train(command: list[str], recipe: Mapping[str, Any], output_dir: Path, *options: str) -> tuple[int, str]:
     process = start(command, recipe, output_dir, *options)
-    output, _ = process.communicate(timeout=300)
+    try:
+        output, _ = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     return process.returncode, output
 
 
@@ -122,6 +127,65 @@ def test_an_interrupt_leaves_a_checkpoint_and_status_130(recipe: dict[str, Any],
     assert "--resume_from_checkpoint true" in output
     steps = [line["step"] for line in read_lines(output_dir / "metrics.jsonl") if "loss" in line]
     assert (output_dir / f"checkpoint-{steps[-1]}" / "trainer_state.json").is_file(), sorted(output_dir.iterdir())
+
+
+def test_two_processes_take_the_steps_of_one(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """Advantages, noise, metrics and the loss's normaliser are all defined over processes."""
+    recipe = {**recipe, "max_steps": 3}
+    status, output = train(TOY_TRAIN, recipe, tmp_path / "one")
+    assert status == 0, output
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    halves = {**recipe, "per_device_train_batch_size": recipe["per_device_train_batch_size"] // 2}
+    status, output = train([*launcher, *TOY_TRAIN[1:]], halves, tmp_path / "two")
+    assert status == 0, output
+    one, two = (read_lines(tmp_path / name / "metrics.jsonl")[:3] for name in ("one", "two"))
+    for name in ("loss", "grad_norm", "session_reward", "terms/productivity_group_std", "turns/mean", "num_tokens"):
+        assert [line[name] for line in two] == pytest.approx([line[name] for line in one], abs=1e-5), name
+    records = [read_lines(tmp_path / "two" / name) for name in ("trajectories.jsonl", "trajectories.rank1.jsonl")]
+    assert [len(lines) for lines in records] == [12, 12]
+    whole = read_lines(tmp_path / "one" / "trajectories.jsonl")
+    order = sorted([*records[0], *records[1]], key=lambda line: (line["step"], line["row"], line["copy"]))
+    assert order == whole
+
+
+def test_a_run_that_cannot_learn_is_stopped_with_status_1(recipe: dict[str, Any], tmp_path: Path) -> None:
+    options = ("--reward_clip", "5", "6", "--stop_without_signal_steps", "2")
+    status, output = train(TOY_TRAIN, recipe, tmp_path / "run", *options)
+    assert status == 1, output
+    assert "ppp train: nothing to learn from in the last 2 steps: no turn held" in output
+    assert "all rewards of every group were equal" in output
+    assert (tmp_path / "run" / "checkpoint-2" / "trainer_state.json").is_file()
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    return subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_smoke_recipe_trains_on_issues_of_a_git_repository(tmp_path: Path) -> None:
+    repository = tmp_path / "repositories" / "owner" / "name"
+    repository.mkdir(parents=True)
+    (repository / "parser.py").write_text("def parse(text):\n    return text\n")
+    git(repository, "init", "-q")
+    git(repository, "add", ".")
+    git(repository, "commit", "-q", "-m", "first")
+    issue = {
+        "instance_id": "owner__name-1",
+        "repo": "owner/name",
+        "base_commit": git(repository, "rev-parse", "HEAD").strip(),
+        "problem_statement": "parse() returns its input.",
+        "vague_statement": "Something is off.",
+        "edited_functions": ["parser.py:parse"],
+    }
+    (tmp_path / "issues.jsonl").write_text(json.dumps(issue) + "\n")
+    recipe = yaml.safe_load((RECIPES / "func_loc_smoke.yaml").read_text())
+    options = ["--train_tasks.func_loc.path", str(tmp_path / "issues.jsonl")]
+    options += ["--train_tasks.func_loc.repositories", str(tmp_path / "repositories")]
+    status, output = train([sys.executable, "-m", "ppp.cli", "train"], recipe, tmp_path / "run", *options)
+    assert status == 0, output
+    steps = [line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2]
+    assert [line["failure_rate"] for line in steps] == [0, 0]
 
 
 def test_recipe_and_versions_stand_beside_the_metrics_and_the_recipe_can_be_read_again(

@@ -175,20 +175,27 @@ def ragged_inputs() -> tuple[torch.Tensor, torch.Tensor, int]:
     return input_ids, (input_ids > 0).long(), right.size(1)
 
 
-@pytest.mark.parametrize("batch_size", [None, 1, 2, 4])
+@pytest.mark.parametrize("piece_rows", [2, 4, 32])
+@pytest.mark.parametrize("batch_size", [None, 1, 4])
 def test_trimmed_micro_batches_give_what_padded_ones_give(
-    make_trainer: Callable[..., PPPTrainer], batch_size: int | None
+    make_trainer: Callable[..., PPPTrainer], batch_size: int | None, piece_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ppp.trainer.PIECE_ROWS", piece_rows)
     trainer = make_trainer()
     input_ids, attention_mask, num_completion = ragged_inputs()
-    arguments = (trainer.model, input_ids, attention_mask, num_completion)
-    with torch.no_grad():
-        expected = GRPOTrainer._get_per_token_logps_and_entropies(trainer, *arguments, compute_entropy=True)
-        found = trainer._get_per_token_logps_and_entropies(*arguments, batch_size=batch_size, compute_entropy=True)
     mask = attention_mask[:, -num_completion:].bool()
-    for ours, theirs in zip(found[:2], expected[:2], strict=True):
-        assert ours.shape == theirs.shape
-        torch.testing.assert_close(ours[mask], theirs[mask], atol=1e-5, rtol=1e-5)
+    found = {}
+    for kind, cls in (("theirs", GRPOTrainer), ("ours", PPPTrainer)):
+        trainer.model.zero_grad()
+        logps, entropies, _ = cls._get_per_token_logps_and_entropies(
+            trainer, trainer.model, input_ids, attention_mask, num_completion, batch_size, compute_entropy=True
+        )
+        assert logps.shape == entropies.shape == (6, num_completion)
+        logps[mask].sum().backward()
+        gradients = [parameter.grad.clone() for parameter in trainer.model.parameters()]
+        found[kind] = (logps[mask], entropies[mask], *gradients)
+    for ours, theirs in zip(found["ours"], found["theirs"], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_a_micro_batch_runs_without_the_columns_that_are_all_padding(
