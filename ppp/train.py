@@ -22,6 +22,7 @@ import transformers
 from accelerate import PartialState
 from datasets import Dataset
 
+from ppp.batch import NoLearningSignalError, RolloutSettings, TooManyFailuresError
 from ppp.build import (
     build_codec,
     build_engine,
@@ -40,7 +41,7 @@ from ppp.recipe import Recipe, read_recipe
 from ppp.rollout import build_messages
 from ppp.run_log import RunLog
 from ppp.session import Toolbox
-from ppp.trainer import NoLearningSignalError, PPPTrainer, RolloutSettings, TooManyFailuresError
+from ppp.trainer import PPPTrainer
 from ppp.types import InfrastructureError, RecipeError, Task
 
 logger = logging.getLogger(__name__)

@@ -10,14 +10,9 @@ from __future__ import annotations
 
 import logging
 import random
-import signal
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy
@@ -30,12 +25,14 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
+from ppp.batch import RolloutSettings, TooManyFailuresError, check_failures, term_reward, token_batch, total_reward
 from ppp.config import PPPConfig
-from ppp.rewards import TERMS, RewardSettings, score_trajectory
+from ppp.interruption import Interruption
+from ppp.rewards import TERMS, score_trajectory
 from ppp.rollout import RolloutJob, RolloutPool
 from ppp.run_log import RunLog, trajectory_record
 from ppp.step_metrics import Score, batch_metrics, evaluation_metrics, slim
-from ppp.types import PPPError, Task, Trajectory
+from ppp.types import Task, Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -45,47 +42,6 @@ EVAL_ROWS = (
 ALIGNED = 1e-3  # engine and forward pass agree when no log-probability differs by more
 NUM_ALIGNMENT_ROWS = 8
 PIECE_ROWS = 32  # of a large micro-batch that go through the model together, sorted by length
-
-
-class TooManyFailuresError(PPPError):
-    """More trajectories of a batch failed for infrastructure reasons than `max_failure_rate` allows."""
-
-
-class NoLearningSignalError(PPPError):
-    """The learning-signal guard stopped the run."""
-
-
-@dataclass
-class RolloutSettings:
-    """What the trainer needs to know beside GRPO's own arguments.
-
-    Attributes:
-        rewards: how trajectories are scored.
-        correction: importance-sampling correction; None decides at the first step, by whether the engine's
-            log-probabilities agree with the trainer's.
-        max_failure_rate: share of failed trajectories in a batch above which the run stops.
-        log_trajectories_every: steps; 0 writes none.
-    """
-
-    rewards: RewardSettings = field(default_factory=RewardSettings)
-    correction: bool | None = None
-    max_failure_rate: float = 0.2
-    log_trajectories_every: int = 1
-
-
-def total_reward(score: Sequence[Score], **_: Any) -> list[float | None]:
-    """The reward function that TRL calls; None takes a failed trajectory out of its group's baseline."""
-    return [None if values is None else values["reward"] for values in score]
-
-
-def term_reward(name: str) -> Callable[..., list[float | None]]:
-    """A reward function of one term, for aggregations that normalise the terms one by one."""
-
-    def reward(score: Sequence[Score], **_: Any) -> list[float | None]:
-        return [None if values is None else values[name] for values in score]
-
-    reward.__name__ = name
-    return reward
 
 
 def _is_no_dump(record: logging.LogRecord) -> bool:
@@ -145,8 +101,7 @@ class PPPTrainer(GRPOTrainer):
         self.mask_truncated_completions = False
         self.vllm_importance_sampling_correction = True  # effective only where `use_vllm` is, which we switch
         self.use_vllm = bool(settings.correction)
-        self.interrupted_by: str | None = None
-        self._is_rolling_out = False
+        self.interruption = Interruption()
         self._is_aligned: bool | None = None
         self._tasks: list[Task] = []
         self._last_step, self._round = -1, 0
@@ -164,7 +119,9 @@ class PPPTrainer(GRPOTrainer):
         trajectories = self._play(jobs, self.state.global_step)
         scores = [score_trajectory(trajectory, self.settings.rewards) for trajectory in trajectories]
         self._record(jobs, trajectories, scores, "train", self.state.global_step + 1)
-        batch = self._to_batch(trajectories, scores)
+        batch = token_batch(
+            trajectories, scores, self._tokenizer.pad_token_id, mask_truncated=self.args.mask_truncated_completions
+        )
         if self._is_aligned is None:
             self._check_alignment(batch)
         # Strings instead of messages: TRL would otherwise copy them and parse the completions, which the codec has
@@ -194,35 +151,21 @@ class PPPTrainer(GRPOTrainer):
         return jobs
 
     def _play(self, jobs: list[RolloutJob], step: int) -> list[Trajectory]:
-        if self.interrupted_by and self.accelerator.num_processes == 1:
-            raise KeyboardInterrupt
-        self._is_rolling_out = True
-        # Whatever draws numbers in a rollout (an engine that starts, an environment) must not move the generators
-        # that a checkpoint holds: a resumed run starts its engine anew.
+        # Whatever draws numbers in a rollout (an engine that starts, an environment) must not move the generators that
+        # a checkpoint holds: a resumed run starts its engine anew.
         states = random.getstate(), numpy.random.get_state()
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        # Several processes have to agree when to stop, which they do after each step.
+        is_alone = self.accelerator.num_processes == 1
         try:
-            with torch.random.fork_rng(devices=devices):
+            with (
+                torch.random.fork_rng(devices=devices),
+                self.interruption.interruptible() if is_alone else nullcontext(),
+            ):
                 return self.pool.run(jobs, step)
         finally:
-            self._is_rolling_out = False
             random.setstate(states[0])
             numpy.random.set_state(states[1])
-
-    def _to_batch(self, trajectories: Sequence[Trajectory], scores: Sequence[Score]) -> dict[str, list[Any]]:
-        """Token lists in TRL's words; `score` becomes a column for the reward functions."""
-        filler = [self._tokenizer.pad_token_id]
-        batch: dict[str, list[Any]] = {"prompt_ids": [], "completion_ids": [], "logprobs": [], "env_mask": []}
-        for trajectory in trajectories:
-            ids, mask = trajectory.completion_ids, trajectory.env_mask
-            if self.args.mask_truncated_completions and trajectory.stop_reason and trajectory.stop_reason.is_truncated:
-                mask = [0] * len(mask)
-            batch["prompt_ids"].append(trajectory.prompt_ids or filler)
-            batch["completion_ids"].append(ids or filler)
-            batch["logprobs"].append(trajectory.logprobs or [0.0])
-            batch["env_mask"].append(mask or [0])
-        batch["score"] = list(scores)
-        return batch
 
     # --- what is told of a batch -------------------------------------------------------------------------------------
 
@@ -246,7 +189,7 @@ class PPPTrainer(GRPOTrainer):
             variant = self.settings.rewards.personalization
             for name, value in batch_metrics(everyone, all_scores, self.num_generations, variant).items():
                 self._log_metric(name, value)
-        self._check_failures(everyone)
+        check_failures(everyone, self.settings.max_failure_rate)
 
     def _gather(
         self, trajectories: Sequence[Trajectory], scores: Sequence[Score]
@@ -255,15 +198,6 @@ class PPPTrainer(GRPOTrainer):
         if self.accelerator.num_processes == 1:
             return trajectories, scores
         return gather_object([slim(trajectory) for trajectory in trajectories]), gather_object(list(scores))
-
-    def _check_failures(self, trajectories: Sequence[Trajectory]) -> None:
-        causes = Counter(trajectory.error for trajectory in trajectories if trajectory.failed)
-        if causes.total() > self.settings.max_failure_rate * len(trajectories):
-            cause, number = causes.most_common(1)[0]
-            raise TooManyFailuresError(
-                f"{causes.total()} of {len(trajectories)} trajectories failed, more than max_failure_rate "
-                f"({self.settings.max_failure_rate:g}) allows; most often ({number} times): {cause}"
-            )
 
     def _check_alignment(self, batch: dict[str, list[Any]]) -> None:
         """Compare the engine's log-probabilities with a forward pass, once, on the first rows of the first batch."""
@@ -396,12 +330,12 @@ class PPPTrainer(GRPOTrainer):
             TooManyFailuresError: see `max_failure_rate`.
         """
         try:
-            with self._signals():
+            with self.interruption.handled():
                 output = super().train(*args, **kwargs)
         except (KeyboardInterrupt, TooManyFailuresError):
             self.save_stopped()
             raise
-        if self.interrupted_by:
+        if self.interruption.told_by:
             raise KeyboardInterrupt
         return output
 
@@ -415,36 +349,14 @@ class PPPTrainer(GRPOTrainer):
             self._save_checkpoint(self.model, None)
         return folder
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Turn SIGINT and SIGTERM into an orderly stop: at once during a rollout, otherwise after the step."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            again = self.interrupted_by is not None
-            self.interrupted_by = signal.Signals(number).name
-            # During the optimizer's step the weights are neither old nor new; several processes must agree when to
-            # stop.
-            if again or (self._is_rolling_out and self.accelerator.num_processes == 1):
-                raise KeyboardInterrupt
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def should_stop(self) -> bool:
         """Whether any process was told to stop; all of them must ask at the same time."""
-        told = torch.tensor([self.interrupted_by is not None], device=self.accelerator.device)
-        if self.accelerator.num_processes > 1:
-            told = self.accelerator.gather(told)
-        if told.any() and self.interrupted_by is None:
-            self.interrupted_by = "a signal to another process"
-        return bool(told.any())
+        if self.accelerator.num_processes == 1:
+            return self.interruption.told_by is not None
+        told = torch.tensor([self.interruption.told_by is not None], device=self.accelerator.device)
+        if self.accelerator.gather(told).any() and self.interruption.told_by is None:
+            self.interruption.told_by = "another process"
+        return self.interruption.told_by is not None
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
         self._train_sampler = super()._get_train_sampler(dataset)

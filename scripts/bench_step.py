@@ -30,11 +30,12 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
+from ppp.batch import RolloutSettings
 from ppp.config import PPPConfig
 from ppp.rewards import RewardSettings
 from ppp.rollout import RolloutJob
 from ppp.tiny_model import byte_tokenizer
-from ppp.trainer import PPPTrainer, RolloutSettings
+from ppp.trainer import PPPTrainer
 from ppp.types import StopReason, Task, Trajectory, Turn
 
 PROMPT_TOKENS = 40

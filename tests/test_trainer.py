@@ -17,6 +17,7 @@ from toy import ToyEnvironment, register, toy_rows
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOTrainer
 
+from ppp.batch import RolloutSettings, TooManyFailuresError
 from ppp.callbacks import LearningSignalGuard, MetricsWriter
 from ppp.codec import Codec
 from ppp.config import PPPConfig
@@ -26,7 +27,7 @@ from ppp.rewards import RewardSettings
 from ppp.rollout import RolloutPool
 from ppp.run_log import RunLog
 from ppp.session import Limits
-from ppp.trainer import PPPTrainer, RolloutSettings, TooManyFailuresError
+from ppp.trainer import PPPTrainer
 from ppp.types import Task, ToolCall, Turn
 
 UNCLIPPED = RewardSettings(weights={"proactivity": 0, "personalization": 0}, reward_clip=None)
