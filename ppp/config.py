@@ -286,19 +286,20 @@ class WarmstartConfig:
     preferences: list[str] = option(["all"], "Users whom the demonstrations meet.")
     num_precise_per_task: int = option(5, "Precise sessions per task among the demonstrations.")
     num_demonstrations: int = option(8000, "Sessions to play.")
-    num_steps: int = option(500, "Steps on the demonstrations.")
-    batch_size: int = option(64, "Rows per step.")
+    num_steps: int = option(1000, "Steps on the demonstrations.")
+    batch_size: int = option(32, "Rows per step.")
     learning_rate: float = option(3e-3, "Peak learning rate.")
     exercises: str = option("town", "Exercises that random weights do first.")
     exercise_accuracy: float = option(0.98, "When an exercise is right.")
+    exercise_batch_size: int = option(64, "Rows per step of an exercise.")
     max_exercise_steps: int = option(400, "Steps for one exercise before starting again.")
     max_attempts: int = option(5, "Starts before giving up.")
-    review_share: float = option(0.5, "Rows of the last exercise per demonstration, so that it is not unlearned.")
+    review_share: float = option(1.0, "Rows of the last exercise per demonstration, so that it is not unlearned.")
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_layers", "num_heads", "num_demonstrations", "num_steps", "batch_size"):
             check_at_least(f"warmstart.{name}", vars(self)[name], 1)
-        for name in ("max_exercise_steps", "max_attempts"):
+        for name in ("exercise_batch_size", "max_exercise_steps", "max_attempts"):
             check_at_least(f"warmstart.{name}", vars(self)[name], 1)
         if self.hidden_size % (2 * self.num_heads):
             raise refuse("warmstart.num_heads", self.num_heads, f"twice it must divide hidden_size {self.hidden_size}")

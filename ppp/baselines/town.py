@@ -43,9 +43,10 @@ def ask_call(query: str) -> ToolCall:
     return ToolCall("ask_user", {"query": query})
 
 
-def finish_call(names: Sequence[str]) -> ToolCall:
-    # the space keeps a name the same token as in the listing; the scorer strips it
-    return ToolCall("finish", {"answer": "\n ".join(names)})
+def finish(entry: tuple[str, str]) -> tuple[str, ToolCall]:
+    """Say which object is meant, then answer with its function."""
+    obj, name = entry
+    return f"The {obj}", ToolCall("finish", {"answer": name})
 
 
 def rng_of(task: Task, salt: str) -> random.Random:
@@ -66,8 +67,8 @@ class TownAgent:
         path = file_path(*(known.get(detail) or rng.choice(VALUES[detail]) for detail in ("module", "operation")))
         if path not in files:
             return "", open_call(path)
-        names = [name for obj, name in files[path] if obj == known.get("object")]
-        return "", finish_call(names or [rng.choice(files[path])[1]])
+        entries = [entry for entry in files[path] if entry[0] == known.get("object")]
+        return finish(rng.choice(entries or files[path]))
 
 
 class AlwaysAsk(TownAgent):
@@ -89,7 +90,8 @@ class PlausibleName(TownAgent):
         if not turns:
             return super().act(task, turns)
         known = known_details(task, turns)
-        return "", finish_call([f"{known.get('operation', 'handle')}_{known.get('object', 'data')}"])
+        obj = known.get("object", "data")
+        return finish((obj, f"{known.get('operation', 'handle')}_{obj}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,6 @@ class DemonstrationPlan:
     num_questions: int
     first: bool  # asks before it opens a file
     together: bool  # asks for several details in one question
-    num_opened_blindly: int
 
 
 class Demonstrator:
@@ -122,7 +123,6 @@ class Demonstrator:
         asks = rng.random() < self.ask_probability
         number = rng.choices((1, 2, 3), (0.55, 0.3, 0.15))[0] if asks else 0
         first, together = rng.random() < 0.5, rng.random() < 0.3
-        blind = int(rng.random() < 0.1)
         if heed:
             match task.preference:
                 case "no_ask":
@@ -137,37 +137,33 @@ class Demonstrator:
                     together = False
                 case "first_try":
                     first = False
-        return DemonstrationPlan(heed, number, first, together, blind)
+        return DemonstrationPlan(heed, number, first, together)
 
     def act(self, task: Task, turns: Sequence[Turn]) -> tuple[str, ToolCall]:
         plan = self.plan(task)
         rng = rng_of(task, f"turn-{self.seed}-{len(turns)}")
         text = "" if turns else render_plan(task.preference, plan.heed)
-        return text, self._call(task, turns, plan, rng)
-
-    def _call(self, task: Task, turns: Sequence[Turn], plan: DemonstrationPlan, rng: random.Random) -> ToolCall:
         asked = sum(turn.answer is not None for turn in turns)
         files = opened_files(turns)
         if asked < plan.num_questions and (plan.first or files):
-            return self._ask(task, turns, plan, rng)
+            return text, self._ask(task, turns, plan, rng)
         known = known_details(task, turns)
         path = file_path(*(known.get(detail) or rng.choice(VALUES[detail]) for detail in ("module", "operation")))
         if not files or ("module" in known and "operation" in known and path not in files):
-            return open_call(path)
-        entries = files[path] if path in files else list(files.values())[-1]
-        names = [name for obj, name in entries if obj == known.get("object")] or [name for _, name in entries]
-        number = 2 if len(names) > 1 and rng.random() < 0.15 else 1
-        return finish_call(rng.sample(names, number))
+            return text, open_call(path)
+        opened = files[path] if path in files else list(files.values())[-1]
+        entries = [entry for entry in opened if entry[0] == known.get("object")]
+        return finish(rng.choice(entries or opened))
 
     def _ask(self, task: Task, turns: Sequence[Turn], plan: DemonstrationPlan, rng: random.Random) -> ToolCall:
         known = known_details(task, turns)
         missing = [detail for detail in DETAILS if detail not in known]
         luck = rng.random()
-        if luck < 0.5 and missing:
+        if luck < 0.55 and missing:
             subjects = [rng.choice(missing)]
-        elif luck < 0.6:
+        elif luck < 0.65:
             subjects = [rng.choice(DETAILS)]
-        elif luck < 0.85:
+        elif luck < 0.88:
             subjects = [rng.choice(IRRELEVANT)]
         else:
             subjects = [SOLUTION]

@@ -1,8 +1,9 @@
 """Reading exercises for the town: how a policy with random weights learns to copy a name out of a listing.
 
 Demonstrations alone never teach it: one look-up in fifty tokens is too thin a signal for a model that starts from nothing.
-So the warm start first practises looking up, many times in one sequence, and goes from the barest form to the form of a
-session. Exercises are made of generated listings; no task of either split occurs in them.
+So the warm start practises looking up first, many times in one sequence, from the barest form to that of a session. An
+agent of the town says which object it looks for before it answers: with that word in front of it the look-up is one step,
+without it two, which small models often fail to find. Listings are generated; no task of either split occurs in them.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ from ppp.environments.town import (
 
 Segment = tuple[str, bool]  # text, and whether the loss is on it
 
-ANSWER = "<|end|><|assistant|><function=finish>"
-END_OF_ANSWER = " </function><|end|>"
+REPEATED_SHARE = 0.3  # rows of the first exercise among those of a later one; without them its skill is overwritten
 
 
 def repeat_pairs(rng: random.Random) -> list[Segment]:
@@ -36,30 +36,30 @@ def repeat_pairs(rng: random.Random) -> list[Segment]:
     return segments
 
 
-def answer_issues(rng: random.Random) -> list[Segment]:
-    """A listing and six issues about it, each answered."""
-    functions = draw_functions(rng)
-    segments: list[Segment] = [(f"<|tool|>{render_listing(functions)}<|end|>", False)]
-    for _ in range(6):
-        obj, name = rng.choice(functions)
-        issue = render_issue(rng.choice(MODULES), rng.choice(OPERATIONS), obj, rng.choice(SYMPTOMS))
-        segments += [(f"<|user|>{issue}{ANSWER}", False), (f" {name}", True), (END_OF_ANSWER, False)]
-    return segments
-
-
 def play_sessions(rng: random.Random) -> list[Segment]:
-    """Three sessions in the order of the real ones: issue, open, listing, answer."""
+    """Three sessions in the order of the real ones: issue, open, listing, the object in question, answer."""
     segments: list[Segment] = []
     for _ in range(3):
         functions = draw_functions(rng)
         obj, name = rng.choice(functions)
         module, operation = rng.choice(MODULES), rng.choice(OPERATIONS)
         issue = render_issue(module, operation, obj, rng.choice(SYMPTOMS))
-        call = f"<function=open_file> {file_path(module, operation)} </function>"
-        before = f"<|user|>{issue}<|end|><|assistant|>{call}<|end|><|tool|>{render_listing(functions)}{ANSWER}"
-        segments += [(before, False), (f" {name}", True), (END_OF_ANSWER, False)]
+        segments += [
+            (f"<|user|>{issue}<|end|><|assistant|><function=open_file>", False),
+            (f" {file_path(module, operation)}", True),
+            (f" </function><|end|><|tool|>{render_listing(functions)}<|end|><|assistant|>The", False),
+            (f" {obj}", True),
+            ("<function=finish>", False),
+            (f" {name}", True),
+            (" </function><|end|>", False),
+        ]
     return segments
 
 
+def mixed_sessions(rng: random.Random) -> list[Segment]:
+    """Mostly whole sessions, with some bare pairs among them."""
+    return repeat_pairs(rng) if rng.random() < REPEATED_SHARE else play_sessions(rng)
+
+
 # In the order in which they are practised; the last one also accompanies the demonstrations.
-EXERCISES: tuple[Callable[[random.Random], list[Segment]], ...] = (repeat_pairs, answer_issues, play_sessions)
+EXERCISES: tuple[Callable[[random.Random], list[Segment]], ...] = (repeat_pairs, mixed_sessions)

@@ -27,15 +27,37 @@ CLAUSE = re.compile(r"[^:;.]+|[:;.]+")
 def vocabulary() -> list[str]:
     """Every piece of text that a session in the town can contain, longest first."""
     texts = [town.render_issue("{}", " loading", " key", symptom, ()) for symptom in town.SYMPTOMS]
-    texts += [town.render_issue("", "", "", "fails", town.DETAILS), "In", DONT_KNOW, ALREADY_SAID, phrases.HEED, phrases.IGNORE]
+    texts += [
+        town.render_issue("", "", "", "fails", town.DETAILS),
+        "In",
+        DONT_KNOW,
+        ALREADY_SAID,
+        phrases.HEED,
+        phrases.IGNORE,
+    ]
     texts += [f" {wish}." for wish in phrases.WISHES.values()] + [" The module is the operation is and the object is."]
     texts += ["Functions: ; Files: ; No such module No such file"]
     pieces = {piece for text in texts for piece in PIECE.findall(text)}
-    pieces |= {phrases.HEED, phrases.IGNORE, DONT_KNOW, ALREADY_SAID, "Functions:", "Files:", " </function>", "\n", " "}
+    pieces |= {
+        phrases.HEED,
+        phrases.IGNORE,
+        DONT_KNOW,
+        ALREADY_SAID,
+        "Functions:",
+        "Files:",
+        "The",
+        " </function>",
+        "\n",
+        " ",
+    }
     for preference in PREFERENCES.values():
         pieces |= {clause.rstrip(" ") for clause in CLAUSE.findall(preference.description)}
     for form in phrases.FORMS.values():
-        pieces |= {part.rstrip(" ") for part in re.split(r"\{\w+\}", form.replace("{{", "\0").replace("}}", "\1")) if part.strip()}
+        pieces |= {
+            part.rstrip(" ")
+            for part in re.split(r"\{\w+\}", form.replace("{{", "\0").replace("}}", "\1"))
+            if part.strip()
+        }
     pieces = {piece.replace("\0", "{").replace("\1", "}") for piece in pieces}
     for subject, italian in phrases.ITALIAN.items():
         pieces |= {f" {subject}", f" {subject.upper()}", f" {italian}"}
@@ -59,7 +81,12 @@ def town_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNK, eos_token=END, padding_side="left", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNK,
+        eos_token=END,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
     )
     wrapped.chat_template = files("ppp.chat_templates").joinpath("town.jinja").read_text(encoding="utf-8")
     return wrapped

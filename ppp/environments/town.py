@@ -116,7 +116,9 @@ class TownEnvironment(Environment):
     def check_task(cls, task: Task) -> None:
         for key in ("town_seed", "details", "missing", "functions", "gold"):
             if not task.payload.get(key) and not (key == "missing" and task.payload.get(key) == []):
-                raise RecipeError(f"payload.{key}: missing or empty in town task {task.task_id!r}; allowed: what town_task_rows gives")
+                raise RecipeError(
+                    f"payload.{key}: missing or empty in town task {task.task_id!r}; allowed: what town_task_rows gives"
+                )
 
     async def step(self, call: ToolCall) -> Observation:
         if call.name == "list_files":

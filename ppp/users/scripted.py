@@ -19,7 +19,9 @@ DONT_KNOW = "I don't know."
 ALREADY_SAID = "I already said that."
 
 MIN_DETAIL_WORDS = 25
-JARGON = re.compile(r"\b(stack trace|race condition|regression|runtime|mutex|backend|payload|api|deadlock|refactor)\b", re.I)
+JARGON = re.compile(
+    r"\b(stack trace|race condition|regression|runtime|mutex|backend|payload|api|deadlock|refactor)\b", re.I
+)
 CODE = re.compile(r"```|`[^`]+`|\w+\.(py|cfg|toml|json|md|txt)\b|\w+\(\)|\w+_\w+")
 BLOCKER = re.compile(r"\b(stuck|blocked|cannot|can't|could not|couldn't|unable|no success|does not tell)\b", re.I)
 JOKE = re.compile(r"\bwhy\b[^?]*\?\s*because\b[^!]*!", re.I | re.S)

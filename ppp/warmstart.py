@@ -1,0 +1,402 @@
+"""Supervised warm start: teach a model to take part in sessions at all, before RL teaches it when and how to ask.
+
+TRL's SFTTrainer on trajectories, with the loss on the policy's own tokens. The trajectories are played by a policy made
+of rules, through the pool that RL uses, or read from the files of earlier runs and filtered. A model that starts from
+random weights first does exercises, each until it gets them right, because what it cannot read it cannot learn from.
+Nothing here is specific to a domain; the exercises and the small tokenizer of the town are in `baselines/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from ppp.baselines import build_policy
+from ppp.build import build_codec, build_pool, max_context
+from ppp.codec import Codec
+from ppp.config import EXERCISES, TOKENIZERS, WarmstartConfig, refuse, source_options
+from ppp.data import expand, load_task_rows
+from ppp.engines.scripted import ScriptedEngine
+from ppp.environments import environment_class
+from ppp.recipe import Recipe, read_recipe
+from ppp.rollout import RolloutJob, build_messages
+from ppp.run_log import read_jsonl
+from ppp.session import Toolbox
+from ppp.types import RecipeError, StopReason, Task, ToolCall, Trajectory
+
+logger = logging.getLogger(__name__)
+
+IGNORED = -100  # the label of tokens without loss
+ROWS_PER_EXERCISE = 12_800
+SUMMARY_FILE = "warmstart.json"
+Row = dict[str, list[int]]  # {"input_ids": (T,), "labels": (T,)}
+
+
+def encode_segments(tokenizer: PreTrainedTokenizerBase, segments: Sequence[tuple[str, bool]]) -> Row:
+    """A row from pieces of text, of which some carry loss."""
+    row: Row = {"input_ids": [], "labels": []}
+    for text, has_loss in segments:
+        ids = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+        row["input_ids"] += ids
+        row["labels"] += ids if has_loss else [IGNORED] * len(ids)
+    return row
+
+
+def encode_trajectory(trajectory: Trajectory) -> Row:
+    """A row from a trajectory: loss on the policy's own tokens."""
+    ids, mask = trajectory.completion_ids, trajectory.env_mask
+    labels = [token if own else IGNORED for token, own in zip(ids, mask, strict=True)]
+    return {"input_ids": [*trajectory.prompt_ids, *ids], "labels": [IGNORED] * len(trajectory.prompt_ids) + labels}
+
+
+def encode_record(record: dict[str, Any], recipe: Recipe, codec: Codec) -> Row:
+    """A row from a line of `trajectories.jsonl` or `results.jsonl`, written anew in the dialect of `codec`."""
+    environment = environment_class(record["environment"])
+    task = Task(record["task_id"], record["environment"], record["prompt"], record["prompt"], record["preference"], {})
+    config = recipe.config
+    messages = build_messages(task, environment, config.preference_visibility, config.interaction)
+    prompt_ids = codec.prompt_ids(messages, Toolbox.of(environment, config.interaction).specs)
+    row: Row = {"input_ids": list(prompt_ids), "labels": [IGNORED] * len(prompt_ids)}
+    for turn in record["turns"]:
+        name = turn["call"]["name"] if "call" in turn else "tool"
+        call = ToolCall(name, json.loads(turn["call"]["arguments"])) if "call" in turn else None
+        own = codec.render_turn(turn["text"], call)
+        row["input_ids"] += own
+        row["labels"] += own
+        if turn["observation"] is not None:
+            suffix = codec.suffix_ids(turn["observation"], closed=True, name=name)
+            row["input_ids"] += suffix
+            row["labels"] += [IGNORED] * len(suffix)
+    return row
+
+
+def read_trajectories(recipe: Recipe, settings: WarmstartConfig, codec: Codec) -> list[Row]:
+    """Rows from the files of earlier runs: sessions that ended well, with a reward of at least `min_reward`.
+
+    Raises:
+        RecipeError: a file that is missing or cannot be read, or no session that passes.
+    """
+    rows = []
+    for name in settings.trajectories:
+        try:
+            records = read_jsonl(Path(name))
+        except (OSError, json.JSONDecodeError) as error:
+            raise refuse("warmstart.trajectories", name, f"a JSONL file of a run ({error})") from error
+        for number, record in enumerate(records, start=1):
+            if record.get("stop_reason") != StopReason.FINISHED or any(turn["is_error"] for turn in record["turns"]):
+                continue
+            scores = record.get("score") or record.get("scores")
+            if not isinstance(scores, dict):
+                raise RecipeError(
+                    f"{name}, line {number}: there is no score; name a trajectories.jsonl or results.jsonl"
+                )
+            reward = scores["reward"] if "reward" in scores else scores["productivity"]
+            if reward >= settings.min_reward:
+                rows.append(encode_record(record, recipe, codec))
+    if not rows:
+        raise RecipeError(f"warmstart.trajectories: no session with a reward of at least {settings.min_reward:g}")
+    return rows
+
+
+def play_demonstrations(recipe: Recipe, settings: WarmstartConfig, codec: Codec) -> list[Row]:
+    """Rows from sessions that a policy made of rules plays on training tasks, with users of `settings.preferences`.
+
+    Raises:
+        RecipeError: the policy does not know one of the recipe's environments.
+    """
+    config, seed = recipe.config, recipe.args.seed
+    rng = random.Random(f"demonstrations-{seed}")
+    tasks = [
+        task
+        for name in config.environments
+        for row in load_task_rows("train_tasks", name, source_options("train_tasks", config.train_tasks, name))
+        for task in expand([row], settings.preferences, seed, settings.num_precise_per_task)
+    ]
+    drawn = rng.sample(tasks, min(settings.num_demonstrations, len(tasks)))
+    policy = build_policy(settings.demonstrator, list(config.environments))
+    pool = build_pool(recipe, codec, ScriptedEngine(codec, policy))
+    try:
+        jobs = [RolloutJob(task, row=number, copy=0) for number, task in enumerate(drawn)]
+        trajectories = pool.run(jobs, step=0, progress="demonstrations")
+    finally:
+        pool.close()
+    return [encode_trajectory(trajectory) for trajectory in trajectories if not trajectory.failed]
+
+
+class _Stage(TrainerCallback):
+    """Shows the progress of one stage, and ends it when the accuracy of the last logged steps is good enough."""
+
+    def __init__(self, name: str, enough: float | None) -> None:
+        self.name, self.enough, self.accuracy, self.reached = name, enough, 0.0, False
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.bar = tqdm(total=state.max_steps, desc=f"warm start: {self.name}")
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        logs = kwargs["logs"]
+        if "mean_token_accuracy" in logs:
+            self.accuracy = logs["mean_token_accuracy"]
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", accuracy=f"{self.accuracy:.3f}")
+            if self.enough is not None and self.accuracy >= self.enough:
+                self.reached = control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.bar.close()
+
+
+class _EvenSFTTrainer(SFTTrainer):
+    """SFTTrainer with the same weight for every token of the data set, however its batch is made up.
+
+    Batches hold rows of like length. Divided by its own number of tokens, a batch of short rows, in which nobody asks,
+    would give each decision twice the weight of one in a batch of long rows, and the model would learn to ask too rarely.
+    """
+
+    labels_per_batch: float
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=self.labels_per_batch)
+
+
+def fit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    recipe: Recipe,
+    settings: WarmstartConfig,
+    stage: _Stage,
+    batch_size: int,
+    **arguments: Any,
+) -> int:
+    """Train `model` on `rows` with SFTTrainer; returns the number of steps. `arguments` are SFTConfig's."""
+    args = SFTConfig(
+        output_dir=str(recipe.args.output_dir),
+        per_device_train_batch_size=batch_size,
+        learning_rate=settings.learning_rate,
+        adam_beta2=0.98,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        logging_steps=5,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        train_sampling_strategy="group_by_length",  # half of the columns would be padding otherwise
+        use_cpu=recipe.args.use_cpu,
+        bf16=recipe.args.bf16,
+        gradient_checkpointing=recipe.args.gradient_checkpointing,
+        seed=recipe.args.seed,
+        **arguments,
+    )
+    trainer = _EvenSFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list(list(rows)),
+        processing_class=tokenizer,
+        callbacks=[stage],
+    )
+    trainer.remove_callback(PrinterCallback)
+    num_labels = sum(label != IGNORED for row in rows for label in row["labels"])
+    trainer.labels_per_batch = num_labels / len(rows) * batch_size
+    trainer.train()
+    return trainer.state.global_step
+
+
+def practise(
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    settings: WarmstartConfig,
+    make_model: Callable[[int], PreTrainedModel],
+) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
+    """Do the exercises, one after the other, each until it is right; start again from new weights when one stays wrong.
+
+    Whether look-up is found within the steps allowed depends on the random weights; about one start in twenty fails.
+
+    Returns:
+        The model, and for each exercise its name, steps and accuracy.
+
+    Raises:
+        RuntimeError: no start succeeded.
+    """
+    exercises = import_exercises(settings.exercises)
+    for attempt in range(settings.max_attempts):
+        model, report = make_model(recipe.args.seed + 1000 * attempt), []
+        rng = random.Random(f"exercises-{recipe.args.seed}-{attempt}")
+        for exercise in exercises:
+            name = exercise.__name__
+            stage = _Stage(name, settings.exercise_accuracy)
+            rows = [encode_segments(tokenizer, exercise(rng)) for _ in range(ROWS_PER_EXERCISE)]
+            steps = fit(
+                model, tokenizer, rows, recipe, settings, stage, batch_size=settings.exercise_batch_size,
+                max_steps=settings.max_exercise_steps, lr_scheduler_type="constant_with_warmup", warmup_steps=30,
+            )  # fmt: skip
+            report.append({"name": name, "steps": steps, "accuracy": round(stage.accuracy, 4), "attempt": attempt})
+            if not stage.reached:
+                logger.warning("%s: accuracy %.2f after %d steps: starting again", name, stage.accuracy, steps)
+                break
+        else:
+            return model, report
+    raise RuntimeError(f"warm start: no exercise-proof model in {settings.max_attempts} attempts; try another seed")
+
+
+def import_exercises(name: str) -> Sequence[Callable[[random.Random], list[tuple[str, bool]]]]:
+    """The exercises of a domain, in order; see `EXERCISES`."""
+    module, _, attribute = EXERCISES[name].partition(":")
+    exercises: Sequence[Callable[[random.Random], list[tuple[str, bool]]]] = vars(import_module(module))[attribute]
+    return exercises
+
+
+def new_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """A tokenizer of ours, for a model that starts from random weights; see `TOKENIZERS`."""
+    module, _, attribute = TOKENIZERS[name].partition(":")
+    tokenizer: PreTrainedTokenizerBase = vars(import_module(module))[attribute]()
+    return tokenizer
+
+
+def new_model(
+    settings: WarmstartConfig, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int
+) -> PreTrainedModel:
+    """A small Qwen3 with random weights. Output weights are not tied: with tied ones look-up is not learned."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=2 * settings.hidden_size,
+        num_hidden_layers=settings.num_layers,
+        num_attention_heads=settings.num_heads,
+        num_key_value_heads=settings.num_heads,
+        head_dim=settings.hidden_size // settings.num_heads,
+        max_position_embeddings=max_length,
+        tie_word_embeddings=False,
+        initializer_range=0.05,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(config)
+
+
+def load_base(recipe: Recipe, settings: WarmstartConfig) -> tuple[PreTrainedTokenizerBase, PreTrainedModel | None]:
+    """Tokenizer and model that the warm start begins with; no model where it begins with random weights.
+
+    Raises:
+        RecipeError: the base model cannot be loaded.
+    """
+    if settings.base_model is None:
+        return new_tokenizer(settings.tokenizer), None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(settings.base_model, padding_side="left")
+        model = AutoModelForCausalLM.from_pretrained(settings.base_model, dtype=getattr(torch, recipe.config.dtype))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise refuse("warmstart.base_model", settings.base_model, f"a model that can be loaded ({error})") from error
+    return tokenizer, model
+
+
+def warm_start(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
+    """Make a model that can take part in sessions, and save it with its tokenizer to `output_dir`.
+
+    Returns:
+        What `warmstart.json` holds: exercises, numbers of demonstrations and steps, seconds.
+
+    Raises:
+        RecipeError: the operator's mistake, before a model is loaded.
+    """
+    settings = WarmstartConfig.of(recipe.config)
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise refuse("output_dir", str(output_dir), "a new or empty folder")
+    recipe.args.output_dir = str(output_dir)
+    started = time.perf_counter()
+    tokenizer, model = load_base(recipe, settings)
+    codec = build_codec(recipe, tokenizer)
+    rows = (
+        read_trajectories(recipe, settings, codec)
+        if settings.trajectories
+        else play_demonstrations(recipe, settings, codec)
+    )
+    num_demonstrations = len(rows)
+    report: list[dict[str, Any]] = []
+    if model is None:
+        max_length = max_context(recipe)
+        model, report = practise(
+            tokenizer, recipe, settings, lambda seed: new_model(settings, tokenizer, max_length, seed)
+        )
+        rng = random.Random(f"review-{recipe.args.seed}")
+        review = import_exercises(settings.exercises)[-1]
+        rows += [
+            encode_segments(tokenizer, review(rng)) for _ in range(int(settings.review_share * num_demonstrations))
+        ]
+    steps = fit(
+        model, tokenizer, rows, recipe, settings, _Stage("demonstrations", None), batch_size=settings.batch_size,
+        max_steps=settings.num_steps, lr_scheduler_type="cosine", warmup_steps=30, weight_decay=0.01,
+    )  # fmt: skip
+    output_dir.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+    summary = {
+        "seed": recipe.args.seed,
+        "exercises": report,
+        "num_demonstrations": num_demonstrations,
+        "num_steps": steps,
+        "num_parameters": sum(weight.numel() for weight in model.parameters()),
+        "settings": asdict(settings),
+        "wall_s": round(time.perf_counter() - started, 2),
+    }
+    (output_dir / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`ppp warmstart --config RECIPE --output_dir DIR`. Returns the exit status: 0, 1 not learned, 2 a mistake."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    parser = argparse.ArgumentParser(
+        prog="ppp warmstart",
+        description="Supervised warm start of a recipe's model. Other options override the recipe, such as"
+        " --warmstart.num_steps 300.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="new folder for the model")
+    own, rest = parser.parse_known_args(argv)
+    try:
+        summary = warm_start(read_recipe(rest, prog="ppp warmstart"), own.output_dir)
+    except RecipeError as error:
+        sys.stderr.write(f"ppp warmstart: {error}\n")
+        return 2
+    except RuntimeError as error:
+        sys.stderr.write(f"ppp warmstart: {error}\n")
+        return 1
+    sys.stdout.write(json.dumps({key: summary[key] for key in summary if key != "settings"}) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
