@@ -1,4 +1,4 @@
-"""What is promised about the user made of rules: verdicts from the question's text alone, and three prices of an answer."""
+"""What is promised about the user made of rules: verdicts from a question's text alone, and three prices of answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is promised about the town: towns that come again, tests that were never trained on, answers that must be read."""
+"""What is promised about the town: towns that come again, unseen test tasks, answers that must be read."""
 
 from __future__ import annotations
 
@@ -148,7 +148,10 @@ def test_same_path_holds_other_names_in_another_town() -> None:
             ("open_file", {"path": path})
             for path in ("", "/", "parser", "parser/", "parser/loading", "parser/loading.txt", "parser/loading.py.py")
         ),
-        *(("open_file", {"path": path}) for path in ("../parser/loading.py", "nowhere/loading.py", "parser/nothing.py")),
+        *(
+            ("open_file", {"path": path})
+            for path in ("../parser/loading.py", "nowhere/loading.py", "parser/nothing.py")
+        ),
     ],
 )
 def test_mistake_with_a_tool_is_an_observation(name: str, arguments: dict[str, str]) -> None:
