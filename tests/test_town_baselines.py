@@ -114,7 +114,7 @@ def test_prompts_are_exact(codec: Codec, preference: str) -> None:
 def test_questions_of_every_form_are_exact_and_fit_into_a_turn(codec: Codec, form: str) -> None:
     for number in (1, 2, 3):
         for subjects in itertools.permutations(SUBJECTS, number):
-            for text in ("", IGNORE, render_plan("json", heed=True)):
+            for text in ("", IGNORE, render_plan("json", True, DETAILS)):
                 call = ask_call(render_question(form, subjects, random.Random(0)))
                 ids = codec.render_turn(text, call)
                 assert_exact(codec, ids, str(call.arguments["query"]))
@@ -130,7 +130,8 @@ def test_options_of_every_subject_are_exact(codec: Codec) -> None:
 
 
 def test_plans_calls_and_answers_are_exact(codec: Codec) -> None:
-    plans = [IGNORE, *(render_plan(name, heed=True) for name in WISHES)]
+    gaps = [gap for number in range(4) for gap in itertools.combinations(DETAILS, number)]
+    plans = [render_plan(name, heed, gap) for name in WISHES for heed in (True, False) for gap in gaps]
     turns = [(plan, ToolCall("list_files", {"module": "cache"})) for plan in plans]
     turns += [("", ToolCall("list_files", {"module": module})) for module in MODULES]
     turns += [("", ToolCall("open_file", {"path": file_path(m, o)})) for m in MODULES for o in OPERATIONS]
@@ -215,9 +216,9 @@ def test_every_preference_has_a_wish_of_its_own_and_every_form_is_wished_for_or_
 
 
 def test_plan_starts_alike_for_every_user() -> None:
-    assert {render_plan(name, heed=False) for name in PREFERENCES} == {IGNORE}
-    assert all(render_plan(name, heed=True).startswith(HEED) for name in PREFERENCES)
-    assert len({render_plan(name, heed=True) for name in PREFERENCES}) == len(PREFERENCES)
+    plans = {heed: {render_plan(name, heed, ["module"]) for name in PREFERENCES} for heed in (True, False)}
+    assert len(plans[False]) == 1 and len(plans[True]) == len(PREFERENCES)
+    assert all(plan.startswith(HEED if heed else IGNORE) for heed in plans for plan in plans[heed])
 
 
 # --- policies to compare with ----------------------------------------------------------------------------------------
