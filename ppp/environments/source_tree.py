@@ -287,8 +287,8 @@ def _git_stream(git_dir: Path, arguments: Sequence[str], allowed_codes: tuple[in
             raise InfrastructureError(f"cannot run git: {error}") from error
         timer = threading.Timer(GIT_TIMEOUT_S, process.kill)
         timer.start()
+        assert process.stdout is not None
         try:
-            assert process.stdout is not None
             yield process.stdout
             stopped_early = bool(process.stdout.read(1))
             if not stopped_early:
