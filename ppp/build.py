@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from ppp.codec import Codec
 from ppp.config import refuse
+from ppp.engines import engine_class
 from ppp.engines.base import Engine
 from ppp.engines.transformers import TransformersEngine
 from ppp.recipe import Recipe
 from ppp.rollout import RolloutPool
 from ppp.tiny_model import byte_tokenizer, save_tiny_model, tiny_model
-from ppp.types import RecipeError
 
 LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError)  # what transformers raises for a model that cannot be loaded
 
@@ -102,6 +102,18 @@ def max_context(recipe: Recipe) -> int:
     return limits.max_prompt_tokens + limits.max_completion_tokens
 
 
+def check_engine(recipe: Recipe) -> None:
+    """Find out, before a model is loaded, whether the recipe's engine can play it.
+
+    Raises:
+        RecipeError: the engine has no model, lacks a library, or does not take these options.
+    """
+    config = recipe.config
+    if config.engine == "scripted":
+        raise refuse("engine", config.engine, "an engine with a model of its own: transformers")
+    engine_class(config.engine).check_options(config.engine_options)
+
+
 def build_engine(recipe: Recipe, codec: Codec, model_provider: Callable[[], PreTrainedModel]) -> Engine:
     """The engine that the recipe names.
 
@@ -109,22 +121,21 @@ def build_engine(recipe: Recipe, codec: Codec, model_provider: Callable[[], PreT
         model_provider: the model as it is now, unwrapped; asked at the start of each rollout phase.
 
     Raises:
-        RecipeError: options that the engine does not take.
+        RecipeError: see `check_engine`.
     """
+    check_engine(recipe)
     config, args = recipe.config, recipe.args
-    if config.engine == "transformers":
-        return TransformersEngine(
-            model_provider,
-            codec.eos_id,
-            max_concurrency=config.max_concurrency,
-            max_length=max_context(recipe),
-            temperature=args.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            deterministic=config.deterministic,
-            options=config.engine_options,
-        )
-    raise RecipeError(f"engine: {config.engine!r} has no model of its own to train or evaluate; allowed: transformers")
+    return TransformersEngine(
+        model_provider,
+        codec.eos_id,
+        max_concurrency=config.max_concurrency,
+        max_length=max_context(recipe),
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        deterministic=config.deterministic,
+        options=config.engine_options,
+    )
 
 
 def build_pool(recipe: Recipe, codec: Codec, engine: Engine) -> RolloutPool:

@@ -8,6 +8,7 @@ command line become these objects is in `recipe.py`; what is done with them, in 
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -16,6 +17,8 @@ from typing import Any, Literal
 
 import torch
 from transformers import SchedulerType
+from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl import GRPOConfig
 
 from ppp.engines import ENGINES
@@ -33,6 +36,9 @@ CHOICES = {
     "scale_rewards": ("group", "batch", "none", True, False),
     "importance_sampling_level": ("token", "sequence"),
     "lr_scheduler_type": tuple(scheduler.value for scheduler in SchedulerType),
+    "eval_strategy": tuple(strategy.value for strategy in IntervalStrategy),
+    "logging_strategy": tuple(strategy.value for strategy in IntervalStrategy),
+    "save_strategy": tuple(strategy.value for strategy in SaveStrategy),
     "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
 }
 PREFERENCE_GROUPS = {"seen": SEEN, "unseen": UNSEEN, "all": tuple(PREFERENCES)}
@@ -112,16 +118,24 @@ class PPPConfig(GRPOConfig):
             raise refuse("resume_from_checkpoint", self.resume_from_checkpoint, "true or an existing folder")
         # Evaluation runs through the pool, whatever its batch size; GRPOConfig insists on a multiple.
         self.per_device_eval_batch_size = self.num_generations_eval or self.num_generations
+        self._check_choices()
         self._check_numbers()
         super().__post_init__()
 
-    def _check_numbers(self) -> None:
-        """Check the values whose error would otherwise come late or name another field."""
+    def _check_choices(self) -> None:
+        """Check the names whose error would otherwise come late, from the middle of the first step."""
         for name, choices in CHOICES.items():
             if vars(self)[name] not in choices:
                 raise refuse_unknown(name, vars(self)[name], [str(choice) for choice in choices])
         if self.reward_weights is not None:
             raise refuse("reward_weights", self.reward_weights, "set term_weights")
+        available = sorted(get_available_reporting_integrations())
+        for name in [self.report_to] if isinstance(self.report_to, str) else self.report_to or ():
+            if name not in ("none", "all", *available):
+                raise refuse("report_to", name, f"none, all, or what is installed: {', '.join(available)}")
+
+    def _check_numbers(self) -> None:
+        """Check the numbers whose error would otherwise come late or name another field."""
         if self.num_generations < 2:
             raise refuse("num_generations", self.num_generations, "a group needs at least 2 copies")
         for name, value in (
@@ -134,6 +148,10 @@ class PPPConfig(GRPOConfig):
                 raise refuse(name, value, "must be at least 1")
         if not self.temperature > 0:
             raise refuse("temperature", self.temperature, "must be above 0: a group of equal copies teaches nothing")
+        if not 0 < self.top_p <= 1:
+            raise refuse("top_p", self.top_p, "must lie above 0 and at most at 1")
+        if not 0 <= self.learning_rate < math.inf:
+            raise refuse("learning_rate", self.learning_rate, "must be a finite number of at least 0")
         per_step = self.generation_batch_size
         if per_step is None:
             steps = self.steps_per_generation or self.gradient_accumulation_steps
@@ -241,9 +259,12 @@ class RecipeConfig:
         for name, weight in self.environments.items():
             if name not in ENVIRONMENTS:
                 raise refuse_unknown("environments", name, ENVIRONMENTS)
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight > 0:
-                raise refuse(f"environments.{name}", weight, "a share is a number above 0")
-            environment_class(name).check_options(self.environment_options.get(name) or {})
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+                raise refuse(f"environments.{name}", weight, "a share is a finite number above 0")
+            options = self.environment_options.get(name, {})
+            if not isinstance(options, dict):
+                raise refuse(f"environment_options.{name}", options, "expected a mapping of options to values")
+            environment_class(name).check_options(options)
             if name not in self.train_tasks:
                 raise RecipeError(f"train_tasks: nothing says where the tasks of {name!r} come from")
         for field_name in ("environment_options", "train_tasks", "eval_tasks"):
@@ -268,7 +289,10 @@ class RecipeConfig:
         for name in self.limits:
             if name not in known:
                 raise refuse_unknown("limits", name, known)
-        return Limits(**self.limits, max_completion_tokens=max_completion_length)
+        try:
+            return Limits(**self.limits, max_completion_tokens=max_completion_length)
+        except RecipeError as error:
+            raise RecipeError(f"limits.{error}") from error
 
 
 @dataclass

@@ -78,12 +78,18 @@ def _read(field: str, environment: str, options: Mapping[str, Any]) -> Iterator[
             except TypeError as error:
                 allowed = ", ".join(known)
                 raise RecipeError(f"{field}: {dict(options)!r} does not fit ({error}); allowed: {allowed}") from error
-            for number, row in enumerate(generate(**options), start=1):
-                yield f"{field}, task {number}", row
+            try:
+                for number, row in enumerate(generate(**options), start=1):
+                    yield f"{field}, task {number}", row
+            except RecipeError as error:
+                # About an option of the recipe, or about a row, in which case it names the place itself.
+                prefix = f"{field}." if str(error).partition(":")[0] in known else ""
+                raise RecipeError(f"{prefix}{error}") from error
             return
     unknown = sorted(set(options) - {"path", "split"})
     if unknown or not isinstance(options.get("path"), str):
-        raise RecipeError(f"{field}: {dict(options)!r} does not fit; allowed: path (a string) and split")
+        wrong = f" ({', '.join(unknown)})" if unknown else ""
+        raise RecipeError(f"{field}: {dict(options)!r} does not fit{wrong}; allowed: path (a string) and split")
     path = Path(options["path"])
     if path.suffix in (".jsonl", ".json", ".parquet") or path.exists():
         yield from _read_file(field, path)
@@ -95,10 +101,14 @@ def _read_file(field: str, path: Path) -> Iterator[tuple[str, Any]]:
     if not path.is_file():
         raise RecipeError(f"{field}: the file {str(path)!r} does not exist; name a JSONL or parquet file of task rows")
     if path.suffix == ".parquet":
-        for number, row in enumerate(Dataset.from_parquet(str(path), keep_in_memory=True), start=1):
-            yield f"{path}, row {number}", _decode_payload(row)
+        try:
+            rows = Dataset.from_parquet(str(path), keep_in_memory=True)
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"{field}: {str(path)!r} is not a parquet file ({error})") from error
+        for number, row in enumerate(rows, start=1):
+            yield f"{path}, row {number}", _decode_payload(row, f"{path}, row {number}")
         return
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -106,6 +116,8 @@ def _read_file(field: str, path: Path) -> Iterator[tuple[str, Any]]:
                 yield f"{path}, line {number}", json.loads(line)
             except json.JSONDecodeError as error:
                 raise RecipeError(f"{path}, line {number}: not a JSON object ({error.msg})") from error
+            except UnicodeDecodeError as error:
+                raise RecipeError(f"{path}, line {number}: not UTF-8 ({error.reason})") from error
 
 
 def _read_hub(field: str, name: str, split: str) -> Iterator[tuple[str, Any]]:
@@ -114,13 +126,16 @@ def _read_hub(field: str, name: str, split: str) -> Iterator[tuple[str, Any]]:
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
         raise RecipeError(f"{field}: {name!r} (split {split!r}) is neither a file nor a data set: {error}") from error
     for number, row in enumerate(dataset, start=1):
-        yield f"{name}/{split}, row {number}", _decode_payload(row)
+        yield f"{name}/{split}, row {number}", _decode_payload(row, f"{name}/{split}, row {number}")
 
 
-def _decode_payload(row: Mapping[str, Any]) -> dict[str, Any]:
+def _decode_payload(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """In parquet a payload may stand as JSON text, so that payloads of different shape fit into one column."""
     payload = row.get("payload")
-    return {**row, "payload": json.loads(payload)} if isinstance(payload, str) else dict(row)
+    try:
+        return {**row, "payload": json.loads(payload)} if isinstance(payload, str) else dict(row)
+    except json.JSONDecodeError as error:
+        raise RecipeError(f"{where}: payload is not JSON ({error.msg})") from error
 
 
 def check_task_row(raw: Any, environment: str, where: str) -> TaskRow:

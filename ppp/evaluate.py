@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ppp.baselines import POLICIES, build_policy
-from ppp.build import build_codec, build_engine, build_model, build_pool, build_tokenizer
+from ppp.build import build_codec, build_engine, build_model, build_pool, build_tokenizer, check_engine
 from ppp.codec import Codec
 from ppp.config import source_options
 from ppp.data import TaskRow, expand, load_task_rows
@@ -166,6 +166,7 @@ def build_agent(recipe: Recipe, agent: str | None) -> RolloutPool:
         }
         pool.limits = replace(pool.limits, **unbound)
         return pool
+    check_engine(recipe)
     tokenizer = build_tokenizer(recipe)
     codec = build_codec(recipe, tokenizer)
     model = build_model(recipe, tokenizer).to(recipe.args.device).eval()
@@ -229,7 +230,9 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Rec
     """
     parser = argparse.ArgumentParser(
         prog="ppp evaluate",
-        description="Play held-out sessions and compute the three scores. Other options override the recipe.",
+        usage="%(prog)s --config FILE --output_dir DIR [--agent AGENT] [--option value ...]",
+        description="Play held-out sessions and compute the three scores. Other options, those of ppp train, override "
+        "the recipe.",
         allow_abbrev=False,
     )
     parser.add_argument("--agent", help=f"folder of a checkpoint, or a policy made of rules: {', '.join(POLICIES)}")

@@ -20,7 +20,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 import yaml
 from trl import TrlParser
 
-from ppp.config import PPPConfig, RecipeConfig, refuse, refuse_unknown
+from ppp.config import PPPConfig, RecipeConfig, WarmstartConfig, refuse, refuse_unknown
 from ppp.types import RecipeError
 
 TYPE_WORDS: dict[Any, str] = {
@@ -31,6 +31,9 @@ TYPE_WORDS: dict[Any, str] = {
     dict: "a mapping",
     list: "a list",
 }
+ITEM_WORDS: dict[Any, str] = {int: "integers", float: "numbers", str: "texts"}
+# How argparse quotes a value that it cannot read.
+_UNREADABLE = re.compile(r"invalid [^:]*: '(.*?)'|Truthy value expected: got (\S+)|('.*') is not a mapping", re.S)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,14 @@ class RecipeParser(TrlParser):
     """TrlParser whose complaints are RecipeErrors and which reads mappings from the command line as YAML."""
 
     def __init__(self, prog: str | None = None) -> None:
-        super().__init__((RecipeConfig, PPPConfig), prog=prog, allow_abbrev=False)
+        super().__init__(
+            (RecipeConfig, PPPConfig),
+            prog=prog,
+            usage="%(prog)s --config FILE [--option value ...] [--mapping.entry value ...]",
+            description="Options override the recipe. The first ones are those of PPP, up to --log_trajectories_every; "
+            "the others are those of GRPOConfig (TRL), some with the defaults of the paper.",
+            allow_abbrev=False,
+        )
         self.add_argument(
             "--config", metavar="FILE", help="the recipe: a YAML file, or the name of one that ships with ppp"
         )
@@ -58,11 +68,21 @@ class RecipeParser(TrlParser):
         for action in self._actions:
             if action.dest in mappings:
                 action.type = read_mapping
+            elif action.dest == "report_to":
+                action.nargs = "+"
             elif action.dest == "reward_clip":
                 action.type = lambda text: None if text.lower() in ("none", "null") else float(text)
 
     def error(self, message: str) -> NoReturn:
-        raise RecipeError(re.sub(r"^argument (?:--)?([\w.]+)[^:]*: ", r"\1: ", message))
+        found = re.match(r"argument (?:--)?(\w+)[^:]*: (.*)", message, re.S)
+        if found is None:
+            raise RecipeError(message)
+        name, problem = found.groups()
+        value = _UNREADABLE.match(problem)
+        if value is None or name not in field_types():
+            raise RecipeError(f"{name}: {problem}")
+        given = next(group for group in value.groups() if group is not None)
+        raise refuse(name, given.strip("'"), f"expected {describe_type(field_types()[name])}")
 
 
 def field_types() -> dict[str, Any]:
@@ -98,8 +118,9 @@ def read_recipe(argv: Sequence[str], prog: str | None = None) -> Recipe:
     parser.set_defaults_with_config(**given)
     namespace, unknown = parser.parse_known_args(rest)
     for text in unknown:
-        option_name = text.split("=")[0]
-        raise refuse_unknown("option", option_name, [f"--{name}" for name in known] if option_name[:2] == "--" else ())
+        if not text.startswith("--"):
+            raise refuse("option", text, "every option has the form --name value")
+        raise refuse_unknown("option", text.partition("=")[0], [f"--{name}" for name in known])
     values = {key: value for key, value in vars(namespace).items() if key in known}
     if values["reward_clip"] == [None]:
         values["reward_clip"] = None
@@ -113,6 +134,12 @@ def build(values: dict[str, Any]) -> Recipe:
     """Fill the dataclasses; whatever their own checks or GRPOConfig's raise becomes a RecipeError."""
     own = {field.name for field in fields(RecipeConfig)}
     config = RecipeConfig(**{key: value for key, value in values.items() if key in own})
+    hints = get_type_hints(WarmstartConfig)
+    config.warmstart = {
+        name: check_type(f"warmstart.{name}", value, hints[name]) if name in hints else value
+        for name, value in config.warmstart.items()
+    }
+    WarmstartConfig.of(config)
     try:
         args = PPPConfig(**{key: value for key, value in values.items() if key not in own})
     except RecipeError:
@@ -155,8 +182,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"config: {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
         raise RecipeError(f"config: {str(path)!r} must hold a mapping of options to values")
-    for key, value in (loaded.pop("env", None) or {}).items():
-        os.environ[str(key)] = str(value)
+    variables = loaded.pop("env", None) or {}
+    if not isinstance(variables, dict):
+        raise refuse("env", variables, "expected a mapping of environment variables to values")
+    os.environ.update({str(key): str(value) for key, value in variables.items()})
     return {str(key): value for key, value in loaded.items()}
 
 
@@ -213,7 +242,7 @@ def check_type(name: str, value: Any, hint: Any) -> Any:
     Raises:
         RecipeError: it does not fit.
     """
-    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    members = _members(hint)
     if any(_fits(value, member) for member in members):
         return value
     if isinstance(value, str) and any(get_origin(member) is list for member in members):
@@ -222,7 +251,21 @@ def check_type(name: str, value: Any, hint: Any) -> Any:
         return str(value).lower()
     if name == "resume_from_checkpoint" and isinstance(value, bool):
         return str(value).lower()
-    raise refuse(name, value, f"expected {describe_type(members)}")
+    if value is False and any(
+        isinstance(m, type) and issubclass(m, Enum) and "no" in [c.value for c in m] for m in members
+    ):
+        return "no"  # as YAML reads it without quotes
+    if isinstance(value, str) and float in members:
+        try:
+            return float(value)  # YAML takes 1e-3 for a text
+        except ValueError:
+            pass  # told below
+    raise refuse(name, value, f"expected {describe_type(hint)}")
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The types of which a value may have one."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -246,16 +289,18 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint) if isinstance(hint, type) else True
 
 
-def describe_type(members: Sequence[Any]) -> str:
+def describe_type(hint: Any) -> str:
     """What a field accepts, in words."""
     words = []
-    for member in members:
+    for member in _members(hint):
         if get_origin(member) is Literal:
             words.append("one of " + ", ".join(str(choice) for choice in get_args(member)))
         elif isinstance(member, type) and issubclass(member, Enum):
             words.append("one of " + ", ".join(str(choice.value) for choice in member))
         elif member is type(None):
             words.append("none")
+        elif get_origin(member) is list and get_args(member)[0] in ITEM_WORDS:
+            words.append(f"a list of {ITEM_WORDS[get_args(member)[0]]}")
         else:
             origin = get_origin(member) or member
             words.append(TYPE_WORDS.get(origin, str(origin)))

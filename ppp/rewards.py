@@ -54,9 +54,9 @@ class RewardSettings:
             if name not in TERMS:
                 raise RecipeError(f"term_weights: {name!r} is unknown, allowed are {', '.join(TERMS)}")
             if not is_number(weight) or weight < 0:
-                raise RecipeError(f"term_weights: {name} is {weight!r}, allowed are numbers >= 0")
-        for name, value in (("effort_costs", self.effort_costs), ("personalization", self.personalization)):
-            require_variant(name, value)
+                raise RecipeError(f"term_weights.{name}: {weight!r} is not allowed, allowed are numbers >= 0")
+        require_variant("effort_costs", self.effort_costs)
+        require_variant("personalization_bonus", self.personalization)
         clip = self.reward_clip
         pair = isinstance(clip, tuple | list) and len(clip) == 2 and all(map(is_number, clip))
         if clip is not None and not (pair and clip[0] < clip[1]):

@@ -30,12 +30,12 @@ from ppp.build import (
     build_peft_config,
     build_pool,
     build_tokenizer,
+    check_engine,
 )
 from ppp.callbacks import LearningSignalGuard, MetricsWriter, Progress
 from ppp.codec import Codec
 from ppp.config import refuse, source_options
 from ppp.data import expand, load_task_rows, mix, to_dataset
-from ppp.engines import engine_class
 from ppp.environments import environment_class
 from ppp.recipe import Recipe, read_recipe
 from ppp.rollout import build_messages
@@ -221,15 +221,20 @@ def check_steps(recipe: Recipe, num_sessions: int, has_evaluation: bool) -> None
         raise RecipeError(f"train_tasks: {num_sessions} sessions are too few; a step takes {num_groups} different ones")
     if args.eval_strategy != "no" and not has_evaluation:
         raise refuse("eval_strategy", str(args.eval_strategy.value), "no, unless eval_tasks name tasks")
-    engine_class(recipe.config.engine)  # its libraries are there
-    if recipe.config.engine == "scripted":
-        raise refuse("engine", "scripted", "an engine with a model that can be trained: transformers")
+    check_engine(recipe)
 
 
 def prepare_output_dir(recipe: Recipe, folder: Path) -> None:
-    """Make the folder and write down the resolved recipe and the versions of all packages."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
+    """Make the folder and write down the resolved recipe and the versions of all packages.
+
+    Raises:
+        RecipeError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
+    except OSError as error:
+        raise refuse("output_dir", str(folder), f"a folder that can be written to ({error.strerror})") from error
     versions = {found.metadata["Name"]: found.version for found in metadata.distributions()}
     text = json.dumps({"python": sys.version.split()[0], **dict(sorted(versions.items()))}, indent=2)
     (folder / VERSIONS_FILE).write_text(text + "\n", encoding="utf-8")

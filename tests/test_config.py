@@ -89,6 +89,12 @@ def test_yaml_texts_that_are_numbers_are_numbers(tmp_path: Path) -> None:
     assert read(tmp_path, learning_rate="1e-3").args.learning_rate == 1e-3  # YAML 1.1 reads 1e-3 as a text
 
 
+def test_several_trackers_and_an_unquoted_no_are_understood(tmp_path: Path) -> None:
+    recipe = read(tmp_path, "--report_to", "tensorboard", "wandb", save_strategy=False)
+    assert recipe.args.report_to == ["tensorboard", "wandb"]
+    assert recipe.args.save_strategy == "no"
+
+
 @pytest.mark.parametrize(("value", "expected"), [(True, "true"), ("false", "false"), ("auto", "auto")])
 def test_a_choice_that_looks_like_a_boolean_may_be_written_as_one(tmp_path: Path, value: Any, expected: str) -> None:
     assert read(tmp_path, importance_sampling_correction=value).config.importance_sampling_correction == expected
@@ -98,8 +104,15 @@ BAD_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"num_generation": 4}, r"recipe key: 'num_generation' is unknown.*did you mean 'num_generations'"),
     "float for an integer": ({"max_steps": 2.5}, r"max_steps: 2.5 is not allowed; expected an integer"),
     "boolean for an integer": ({"lora_r": True}, r"lora_r: True"),
-    "text for a number": ({"max_failure_rate": "often"}, r"^max_failure_rate: invalid float value: 'often'"),
+    "text for a number": (
+        {"max_failure_rate": "often"},
+        r"^max_failure_rate: 'often' is not allowed; expected a number",
+    ),
     "list for a mapping": ({"limits": [1]}, r"limits: \[1\] is not allowed; expected a mapping"),
+    "text for a truth": ({"interaction": "maybe"}, r"^interaction: 'maybe' is not allowed; expected true or false"),
+    "text for a mapping": ({"limits": "short"}, r"^limits: 'short' is not allowed; expected a mapping"),
+    "numbers for texts": ({"preferences": [1]}, r"preferences: \[1\] is not allowed; expected a list of texts"),
+    "text for bounds": ({"reward_clip": "wide"}, r"reward_clip: 'wide' .*a list of numbers or none"),
     "number for a text": ({"user": 3}, r"user: 3 is not allowed; expected a text"),
     "unknown choice": ({"preference_visibility": "shown"}, r"preference_visibility: 'shown'.*stated, hidden"),
     "unknown loss": ({"loss_type": "dap"}, r"loss_type: 'dap' is unknown.*did you mean 'dapo'"),
@@ -107,19 +120,33 @@ BAD_VALUES: dict[str, tuple[dict[str, Any], str]] = {
         {"lr_scheduler_type": "cosin"},
         r"lr_scheduler_type: 'cosin' is unknown.*did you mean 'cosine'",
     ),
+    "unknown strategy": (
+        {"save_strategy": "often"},
+        r"save_strategy: 'often' is unknown; allowed: best, epoch, no, steps",
+    ),
+    "unknown tracker": ({"report_to": ["wandb", "paper"]}, r"report_to: 'paper' .*none.*tensorboard"),
+    "negative rate": ({"learning_rate": -1.0}, r"learning_rate: -1.0"),
+    "too much of the distribution": ({"top_p": 1.5}, r"top_p: 1.5"),
     "unknown preference": ({"preferences": ["seen", "jso"]}, r"preferences: 'jso' is unknown.*did you mean 'json'"),
     "no preference": ({"preferences": []}, r"preferences: \[\] is not allowed"),
     "unknown environment": ({"environments": {"toi": 1}}, r"environments: 'toi' is unknown.*did you mean 'toy'"),
     "no environment": ({"environments": {}}, r"environments: \{\}"),
     "share of nothing": ({"environments": {"toy": 0}}, r"environments.toy: 0 .*above 0"),
+    "endless share": ({"environments": {"toy": float("inf")}}, r"environments.toy: inf .*finite"),
+    "options that are no mapping": ({"environment_options": {"toy": 5}}, r"environment_options.toy: 5 .*a mapping"),
     "no tasks": ({"train_tasks": {}}, r"train_tasks: nothing says where the tasks of 'toy'"),
     "tasks of another environment": ({"eval_tasks": {"town": "x"}}, r"eval_tasks: 'town' is unknown; allowed: toy"),
     "unknown user": ({"user": "scriptd"}, r"user: 'scriptd' is unknown.*did you mean 'scripted'"),
     "unknown engine": ({"engine": "vlm"}, r"engine: 'vlm' is unknown"),
     "unknown limit": ({"limits": {"max_turn": 3}}, r"limits: 'max_turn' is unknown.*did you mean 'max_turns'"),
-    "bad limit": ({"limits": {"max_turns": 0}}, r"max_turns: 0"),
+    "bad limit": ({"limits": {"max_turns": 0}}, r"^limits.max_turns: 0"),
+    "bad deadline": ({"limits": {"user_timeout_s": "soon"}}, r"^limits.user_timeout_s: 'soon'"),
     "total limit in the wrong place": ({"limits": {"max_completion_tokens": 9}}, r"set max_completion_length"),
     "unknown term": ({"term_weights": {"speed": 1}}, r"term_weights: 'speed' is unknown"),
+    "bad weight": ({"term_weights": {"proactivity": -1}}, r"^term_weights.proactivity: -1 .*>= 0"),
+    "unknown key of the warm start": ({"warmstart": {"num_step": 1}}, r"warmstart: 'num_step' .*mean 'num_steps'"),
+    "wrong type in the warm start": ({"warmstart": {"num_steps": "x"}}, r"warmstart.num_steps: 'x' .*an integer"),
+    "no environment variables": ({"env": "A=1"}, r"^env: 'A=1' .*a mapping"),
     "bad clip": ({"reward_clip": [1.0, 0.0]}, r"reward_clip"),
     "group of one": ({"num_generations": 1}, r"num_generations: 1"),
     "group does not divide": ({"num_generations": 3}, r"num_generations: 3 .*must divide the 8 trajectories"),
@@ -144,9 +171,10 @@ def test_a_bad_value_is_refused_with_field_value_and_what_is_allowed(name: str, 
 BAD_COMMAND_LINES = {
     "unknown option": (["--num_generation", "4"], r"option: '--num_generation' is unknown.*'--num_generations'"),
     "entry of no mapping": (["--seed.x", "4"], r"option: '--seed.x' is unknown"),
-    "no mapping": (["--limits", "3"], r"^limits: '3' is not a mapping"),
+    "no mapping": (["--limits", "3"], r"^limits: '3' is not allowed; expected a mapping"),
     "missing value": (["--limits.max_turns"], r"--limits.max_turns: a value is missing"),
-    "wrong type": (["--max_steps", "two"], r"^max_steps: invalid int value: 'two'"),
+    "wrong type": (["--max_steps", "two"], r"^max_steps: 'two' is not allowed; expected an integer"),
+    "no option": (["fast"], r"^option: 'fast' .*--name value"),
     "no such recipe": (["--config", "nowhere.yaml"], r"config: 'nowhere.yaml' .*existing YAML file"),
 }
 

@@ -127,6 +127,17 @@ BAD_ROWS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("gold", []), ("gold", "f1"), ("gold", [1]), ("details", {}), ("functions", [1]), ("missing", 3)]
+)
+def test_a_malformed_town_row_is_refused_with_its_line(key: str, value: Any, tmp_path: Path) -> None:
+    row = json.loads(json.dumps(load_task_rows("train_tasks", "town", {"split": "train", "num": 1})[0]))
+    row["payload"][key] = value
+    path = write_jsonl(tmp_path / "tasks.jsonl", [row])
+    with pytest.raises(RecipeError, match=rf"line 1: payload\.{key}: .* is not allowed in task .*; allowed: "):
+        load_task_rows("train_tasks", "town", {"path": str(path)})
+
+
 @pytest.mark.parametrize("name", BAD_ROWS)
 def test_a_malformed_row_is_refused_with_its_line(name: str, tmp_path: Path) -> None:
     text, message = BAD_ROWS[name]
@@ -147,6 +158,26 @@ def test_an_unusable_source_is_refused_by_field(name: str) -> None:
     options, message = BAD_SOURCES[name]
     with pytest.raises(RecipeError, match=message):
         load_task_rows("train_tasks", "toy", options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "dev", "num": 5}, r"^train_tasks.town.split: .*'dev'.*'train', 'test'"),
+        ({"split": "train", "num": 0}, r"^train_tasks.town.num: 0 .*at least 1"),
+        ({"split": "train", "num": "many"}, r"^train_tasks.town.num: 'many' .*an integer"),
+    ],
+)
+def test_a_bad_generator_option_is_refused_by_field(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_task_rows("train_tasks", "town", options)
+
+
+@pytest.mark.parametrize("name", ["tasks.jsonl", "tasks.parquet"])
+def test_a_file_of_other_bytes_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b'{"a": "\xff"}\n')
+    with pytest.raises(RecipeError, match=f"{name}.*not (UTF-8|a parquet file)"):
+        load_task_rows("train_tasks", "toy", {"path": str(tmp_path / name)})
 
 
 def test_unknown_generator_options_are_refused() -> None:

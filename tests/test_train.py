@@ -213,6 +213,8 @@ BAD_RECIPES = {
     "missing file": ({"train_tasks": {"toy": "missing.jsonl"}}, "train_tasks.toy: the file 'missing.jsonl'", "JSONL"),
     "missing model": ({"model_name_or_path": "./nowhere"}, "model_name_or_path: './nowhere'", "folder"),
     "group does not divide the batch": ({"num_generations": 3}, "num_generations: 3", "must divide the 8"),
+    "unknown engine option": ({"engine_options": {"pages": 1}}, "engine_options.pages", "page_size"),
+    "engine without a model": ({"engine": "scripted"}, "engine: 'scripted'", "transformers"),
     "prompt too long": ({"limits": {"max_prompt_tokens": 5}}, "the prompt has", "at most 5"),
     "a step takes more than there is": ({"gradient_accumulation_steps": 8}, "train_tasks: 6 sessions", "takes 8"),
 }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from ppp.types import Task, Turn
+from ppp.types import RecipeError, Task, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,16 @@ class Generation:
 
 class Engine(ABC):
     """Many trajectories call `generate` at once, from one event loop, inside one `phase`."""
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """Refuse `engine_options` of a recipe that this engine cannot use; by default there are none.
+
+        Raises:
+            RecipeError: names the option, its value and what is allowed.
+        """
+        if options:
+            raise RecipeError(f"engine_options.{next(iter(options))}: unknown; this engine has no options")
 
     @contextmanager
     def phase(self, step: int) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""What a domain has to offer: tools, a reset, one step per call, and a score. `town.py` beside this file is the example.
+"""What a domain has to offer: tools, set-up, one step per call, and a score. `town.py` beside this file is an example.
 
 `ask_user` and `finish` are not here: they belong to every session and are handled by `rollout.py`.
 """
@@ -25,8 +25,8 @@ class Environment(ABC):
     """One single-use world for one trajectory, used as `async with Environment(task, options) as environment`.
 
     Subclasses set `tools`, `system_prompt` (a file name in `ppp/prompts/`) and implement `step` and `score`. Blocking
-    work goes through `asyncio.to_thread`: the pool provides the threads. Text that tells the policy of its own mistake is
-    an `Observation(..., is_error=True)`; a failure of ours is raised as `InfrastructureError`.
+    work goes through `asyncio.to_thread`: the pool provides the threads. Text that tells the policy of its own mistake
+    is an `Observation(..., is_error=True)`; a failure of ours is raised as `InfrastructureError`.
 
     Args:
         task: the task to be played; `task.payload` holds what the environment needs.

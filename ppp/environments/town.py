@@ -1,9 +1,10 @@
 """The town: a synthetic domain that needs no download, small enough for a policy of a hundred thousand parameters.
 
-A town is a code base with a file for every (module, operation). A file holds four functions, each working on one object,
-under a name that says nothing (`f12`): the function to edit can only be read off the listing, never composed. An issue
-names module, operation and object; its vague form keeps some of them to itself, one to three. Nothing in here knows how
-questions are phrased: see `users/scripted.py` for the people of the town and `baselines/town.py` for its rule-made agents.
+A town is a code base with a file for every (module, operation). A file holds four functions, each working on one
+object, under a name that says nothing (`f12`): the function to edit can only be read off the listing, never composed.
+An issue names module, operation and object; its vague form keeps some of them to itself, one to three. Nothing in here
+knows how questions are phrased: see `users/scripted.py` for the people of the town and `baselines/town.py` for its
+rule-made agents.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from jsonschema import Draft202012Validator
 
 from ppp.environments.base import Environment, set_f1
 from ppp.types import Observation, RecipeError, Task, ToolCall, ToolSpec
@@ -35,6 +38,34 @@ OPEN_FILE = ToolSpec(
     "Show the functions of a file, each with the object that it works on.",
     {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]},
 )
+
+# key of a payload -> what it holds, as a JSON schema
+PAYLOAD: dict[str, dict[str, Any]] = {
+    "town_seed": {"type": "string", "minLength": 1, "description": "a text that is not empty"},
+    "details": {
+        "type": "object",
+        "properties": {
+            "module": {"enum": list(MODULES)},
+            "operation": {"enum": list(OPERATIONS)},
+            "object": {"enum": list(OBJECTS)},
+        },
+        "required": list(DETAILS),
+        "description": "a module, an operation and an object of the town",
+    },
+    "missing": {"type": "array", "items": {"enum": list(DETAILS)}, "description": f"a list of {', '.join(DETAILS)}"},
+    "functions": {
+        "type": "array",
+        "items": {"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2},
+        "minItems": 1,
+        "description": "a list of [object, function name], not empty",
+    },
+    "gold": {
+        "type": "array",
+        "items": {"type": "string"},
+        "minItems": 1,
+        "description": "a list of function names, not empty",
+    },
+}
 
 
 def file_path(module: str, operation: str) -> str:
@@ -73,10 +104,13 @@ def town_task_rows(split: str, num: int, seed: int = 0) -> Iterator[dict[str, An
     A row has the keys task_id, environment, vague_prompt, precise_prompt and payload, as every source of tasks does.
 
     Raises:
-        RecipeError: unknown split.
+        RecipeError: an unknown split, no number of tasks, or a seed below 0.
     """
     if split not in ("train", "test"):
         raise RecipeError(f"split: unknown value {split!r}; allowed: 'train', 'test'")
+    for name, value, least in (("num", num, 1), ("seed", seed, 0)):
+        if type(value) is not int or value < least:  # a bool is an int to isinstance
+            raise RecipeError(f"{name}: {value!r} is not allowed; allowed: an integer of at least {least}")
     for index in range(num):
         rng = random.Random(f"town-{split}-{seed}-{index}")
         while True:
@@ -114,10 +148,11 @@ class TownEnvironment(Environment):
 
     @classmethod
     def check_task(cls, task: Task) -> None:
-        for key in ("town_seed", "details", "missing", "functions", "gold"):
-            if not task.payload.get(key) and not (key == "missing" and task.payload.get(key) == []):
+        for key, schema in PAYLOAD.items():
+            value = task.payload.get(key)
+            if not Draft202012Validator(schema).is_valid(value):
                 raise RecipeError(
-                    f"payload.{key}: missing or empty in town task {task.task_id!r}; allowed: what town_task_rows gives"
+                    f"payload.{key}: {value!r} is not allowed in task {task.task_id!r}; allowed: {schema['description']}"
                 )
 
     async def step(self, call: ToolCall) -> Observation:

@@ -1,8 +1,8 @@
 """A user made of rules: no model, no randomness, the same answer to the same conversation.
 
-It knows the precise prompt and has one of the twenty preferences. Whether a question is put well is decided by the rules of
-`preferences.py` on the question's real text; the four preferences that only a judge can tell get the deterministic
-criteria of `CRITERIA` below. It is no model of a person: it understands a question by its nouns. `llm.py` plays people.
+It knows the precise prompt and has one of the twenty preferences. Whether a question is put well is decided by the
+rules of `preferences.py` on the question's real text; the four preferences that only a judge can tell get the
+deterministic criteria of `CRITERIA` below. It is no model of a person: it understands a question by its nouns.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ REFUSERS = ("do_selection", "amateur")  # who answers nothing when asked in anot
 class ScriptedUser(User):
     """Answers from the details of the task (`payload["details"]`) or, where there are none, from the precise prompt.
 
-    An answer is low effort when a missing detail was asked for, high when the question asks for the solution, and medium
-    when it is about nothing the user can help with, about something already said, or put in a way this user refuses.
+    An answer is low effort when a missing detail was asked for, high when the question asks for the solution, and
+    medium when it is about nothing the user can help with, about something already said, or put in a way this user
+    refuses.
     """
 
     def __init__(self, task: Task, options: Mapping[str, Any] | None = None) -> None:
