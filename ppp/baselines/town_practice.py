@@ -1,9 +1,10 @@
 """Reading exercises for the town: how a policy with random weights learns to copy a name out of a listing.
 
-Demonstrations alone never teach it: one look-up in fifty tokens is too thin a signal for a model that starts from nothing.
-So the warm start practises looking up first, many times in one sequence, from the barest form to that of a session. An
-agent of the town says which object it looks for before it answers: with that word in front of it the look-up is one step,
-without it two, which small models often fail to find. Listings are generated; no task of either split occurs in them.
+Demonstrations alone never teach it: one look-up in fifty tokens is too thin a signal for a model that starts from
+nothing. So the warm start practises looking up first, many times in one sequence, from the barest form to that of a
+session. An agent of the town says which object it looks for before it answers: with that word in front of it the
+look-up is one step, without it two, which small models often fail to find. Listings are generated; no task of either
+split occurs in them.
 """
 
 from __future__ import annotations

@@ -151,9 +151,8 @@ class TownEnvironment(Environment):
         for key, schema in PAYLOAD.items():
             value = task.payload.get(key)
             if not Draft202012Validator(schema).is_valid(value):
-                raise RecipeError(
-                    f"payload.{key}: {value!r} is not allowed in task {task.task_id!r}; allowed: {schema['description']}"
-                )
+                where = f"payload.{key}: {value!r} is not allowed in task {task.task_id!r}"
+                raise RecipeError(f"{where}; allowed: {schema['description']}")
 
     async def step(self, call: ToolCall) -> Observation:
         if call.name == "list_files":
