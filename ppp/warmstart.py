@@ -173,21 +173,6 @@ class _Stage(TrainerCallback):
         self.bar.close()
 
 
-class _EvenSFTTrainer(SFTTrainer):
-    """SFTTrainer with the same weight for every token of the data set, however its batch is made up.
-
-    Batches hold rows of like length. Divided by its own number of tokens, a batch of short rows, in which nobody asks,
-    would give each decision twice the weight of one in a batch of long rows, and the model would learn to ask too rarely.
-    """
-
-    labels_per_batch: float
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=self.labels_per_batch)
-
-
 def fit(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -210,14 +195,13 @@ def fit(
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
-        train_sampling_strategy="group_by_length",  # half of the columns would be padding otherwise
         use_cpu=recipe.args.use_cpu,
         bf16=recipe.args.bf16,
         gradient_checkpointing=recipe.args.gradient_checkpointing,
         seed=recipe.args.seed,
         **arguments,
     )
-    trainer = _EvenSFTTrainer(
+    trainer = SFTTrainer(
         model=model,
         args=args,
         train_dataset=Dataset.from_list(list(rows)),
@@ -225,8 +209,6 @@ def fit(
         callbacks=[stage],
     )
     trainer.remove_callback(PrinterCallback)
-    num_labels = sum(label != IGNORED for row in rows for label in row["labels"])
-    trainer.labels_per_batch = num_labels / len(rows) * batch_size
     trainer.train()
     return trainer.state.global_step
 

@@ -142,12 +142,13 @@ class Demonstrator:
     def act(self, task: Task, turns: Sequence[Turn]) -> tuple[str, ToolCall]:
         plan = self.plan(task)
         rng = rng_of(task, f"turn-{self.seed}-{len(turns)}")
-        text = "" if turns else render_plan(task.preference, plan.heed)
+        known = known_details(task, turns)
+        missing = [detail for detail in DETAILS if detail not in known]
+        text = "" if turns else render_plan(task.preference, plan.heed, missing)
         asked = sum(turn.answer is not None for turn in turns)
         files = opened_files(turns)
         if asked < plan.num_questions and (plan.first or files):
-            return text, self._ask(task, turns, plan, rng)
-        known = known_details(task, turns)
+            return text, self._ask(task, missing, plan, rng)
         path = file_path(*(known.get(detail) or rng.choice(VALUES[detail]) for detail in ("module", "operation")))
         if not files or ("module" in known and "operation" in known and path not in files):
             return text, open_call(path)
@@ -155,13 +156,11 @@ class Demonstrator:
         entries = [entry for entry in opened if entry[0] == known.get("object")]
         return finish(rng.choice(entries or opened))
 
-    def _ask(self, task: Task, turns: Sequence[Turn], plan: DemonstrationPlan, rng: random.Random) -> ToolCall:
-        known = known_details(task, turns)
-        missing = [detail for detail in DETAILS if detail not in known]
+    def _ask(self, task: Task, missing: Sequence[str], plan: DemonstrationPlan, rng: random.Random) -> ToolCall:
         luck = rng.random()
-        if luck < 0.55 and missing:
+        if luck < 0.6 and missing:
             subjects = [rng.choice(missing)]
-        elif luck < 0.65:
+        elif luck < 0.68:
             subjects = [rng.choice(DETAILS)]
         elif luck < 0.88:
             subjects = [rng.choice(IRRELEVANT)]

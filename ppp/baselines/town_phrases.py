@@ -1,8 +1,8 @@
 """How the agents of the town put things: the forms of a question, and the words with which a turn states its plan.
 
-A form is a way of asking for some details, written so that the preference it is named for accepts it; `tests` hold every
-form against every rule. What a user makes of a question is decided elsewhere, on the text alone (`preferences.py` and
-`users/scripted.py`): nothing there reads these tables.
+A form is a way of asking for some details, written so that the preference it is named for accepts it; `tests` hold
+every form against every rule. What a user makes of a question is decided elsewhere, on the text alone (`preferences.py`
+and `users/scripted.py`): nothing there reads these tables.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ ITALIAN = {
 # for every user, which is what lets the decision to heed a wish carry over to wishes that RL never met.
 HEED = "Their wish:"
 IGNORE = "My way."
+MISSING = "Missing:"
+NOTHING = "nothing"
 WISHES = {
     "no_preference": "none",
     "concise_question": "short",
@@ -107,5 +109,7 @@ def form_for(preference: str) -> str | None:
     return wish if wish in FORMS else None
 
 
-def render_plan(preference: str, heed: bool) -> str:
-    return f"{HEED} {WISHES[preference]}." if heed else IGNORE
+def render_plan(preference: str, heed: bool, missing: Sequence[str]) -> str:
+    """What the first turn says: whose way to ask, and which details the issue leaves out."""
+    wish = f"{HEED} {WISHES[preference]}." if heed else IGNORE
+    return f"{wish} {MISSING} {' and '.join(missing) or NOTHING}."

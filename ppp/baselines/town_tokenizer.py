@@ -1,7 +1,7 @@
-"""A tokenizer for the town: words, and the fixed parts of the phrases, each one token; exact to decode, nothing to learn.
+"""A tokenizer for the town: words and the fixed parts of phrases, each one token; exact to decode, nothing to learn.
 
-The vocabulary is collected from the tables of the town, so that a new module or phrase needs no change here. Text outside
-of it becomes `<unk>`. Real models bring their own tokenizer.
+The vocabulary is collected from the tables of the town, so that a new module or phrase needs no change here. Text
+outside of it becomes `<unk>`. Real models bring their own tokenizer.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ def vocabulary() -> list[str]:
     pieces |= {
         phrases.HEED,
         phrases.IGNORE,
+        f" {phrases.MISSING}",
+        f" {phrases.NOTHING}",
         DONT_KNOW,
         ALREADY_SAID,
         "Functions:",
