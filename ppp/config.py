@@ -197,7 +197,9 @@ class RecipeConfig:
     preference_visibility: Literal["stated", "hidden"] = option(
         "stated", "Whether the agent is told what its user likes."
     )
-    interaction: bool = option(True, "false removes ask_user.")
+    interaction: bool = option(
+        True, "false removes ask_user; of the reward productivity is then left, unless term_weights says otherwise."
+    )
 
     user: str = option("scripted", "Who plays the users.")
     user_options: dict[str, Any] = option({}, "Options of the user.")
@@ -281,7 +283,9 @@ class RecipeConfig:
         if self.reward_clip is not None and len(self.reward_clip) != 2:
             raise refuse("reward_clip", self.reward_clip, "two numbers, low and high, or none")
         clip = None if self.reward_clip is None else (self.reward_clip[0], self.reward_clip[1])
-        return RewardSettings(dict(self.term_weights), self.effort_costs, self.personalization_bonus, clip)
+        # Who cannot ask is neither proactive nor personal: answer_more would fine every session beyond the clip.
+        silent = {} if self.interaction else {"proactivity": 0.0, "personalization": 0.0}
+        return RewardSettings({**silent, **self.term_weights}, self.effort_costs, self.personalization_bonus, clip)
 
     def build_limits(self, max_completion_length: int) -> Limits:
         """The limits of a trajectory, its total being TRL's `max_completion_length`."""

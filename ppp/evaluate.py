@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ppp.baselines import POLICIES, build_policy
+from ppp.batch import TooManyFailuresError, check_failures
 from ppp.build import build_codec, build_engine, build_model, build_pool, build_tokenizer, check_engine
 from ppp.codec import Codec
 from ppp.config import source_options
@@ -186,7 +187,7 @@ def evaluate(
 
     Raises:
         RecipeError: the operator's mistake, before a model is loaded.
-        InfrastructureError: more sessions failed than the recipe's `max_failure_rate` allows; the results are kept.
+        TooManyFailuresError: more sessions failed than the recipe's `max_failure_rate` allows; the results are kept.
     """
     if (output_dir / RESULTS_FILE).exists():
         raise RecipeError(f"output_dir: {str(output_dir)!r} already holds results; name a new folder")
@@ -208,18 +209,9 @@ def evaluate(
     text = json.dumps(summary, indent=2, ensure_ascii=False)
     (output_dir / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
     check_failures(trajectories, recipe.config.max_failure_rate)
+    if summary["num_failed"]:
+        logger.warning("%d of %d sessions failed and are left out", summary["num_failed"], len(trajectories))
     return summary
-
-
-def check_failures(trajectories: Sequence[Trajectory], max_failure_rate: float) -> None:
-    """Raise `InfrastructureError` if more than this share of the sessions failed, with one of the causes."""
-    causes = [trajectory.error for trajectory in trajectories if trajectory.failed]
-    if not causes:
-        return
-    text = f"{len(causes)} of {len(trajectories)} sessions failed; one cause: {causes[0]}"
-    if len(causes) > max_failure_rate * len(trajectories):
-        raise InfrastructureError(f"{text} (max_failure_rate is {max_failure_rate:g})")
-    logger.warning("%s; they are left out", text)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Recipe]:
@@ -261,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RecipeError as error:
         sys.stderr.write(f"ppp evaluate: {error}\n")
         return 2
-    except InfrastructureError as error:
+    except (TooManyFailuresError, InfrastructureError) as error:
         sys.stderr.write(f"ppp evaluate: {error}\n")
         return 1
     shown = {

@@ -20,11 +20,11 @@ import matplotlib
 matplotlib.use("Agg")  # a run is reported on machines without a display
 from matplotlib import pyplot
 
+from ppp.run_log import METRICS_FILE
 from ppp.types import RecipeError
 
 logger = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
 CURVES_FILE = "curves.png"
 TABLE_FILE = "table.md"

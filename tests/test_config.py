@@ -89,6 +89,12 @@ def test_yaml_texts_that_are_numbers_are_numbers(tmp_path: Path) -> None:
     assert read(tmp_path, learning_rate="1e-3").args.learning_rate == 1e-3  # YAML 1.1 reads 1e-3 as a text
 
 
+def test_without_interaction_only_productivity_counts_unless_weights_say_otherwise(tmp_path: Path) -> None:
+    assert read(tmp_path).config.reward_settings().weights == {}
+    silent = read(tmp_path, interaction=False, term_weights={"proactivity": 1})
+    assert silent.config.reward_settings().weights == {"proactivity": 1, "personalization": 0}
+
+
 def test_several_trackers_and_an_unquoted_no_are_understood(tmp_path: Path) -> None:
     recipe = read(tmp_path, "--report_to", "tensorboard", "wandb", save_strategy=False)
     assert recipe.args.report_to == ["tensorboard", "wandb"]
