@@ -163,7 +163,7 @@ class _Stage(TrainerCallback):
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs = kwargs["logs"]
-        if "mean_token_accuracy" in logs:
+        if "loss" in logs and "mean_token_accuracy" in logs:  # the summary at the end may hold the latter alone
             self.accuracy = logs["mean_token_accuracy"]
             self.bar.set_postfix(loss=f"{logs['loss']:.3f}", accuracy=f"{self.accuracy:.3f}")
             if self.enough is not None and self.accuracy >= self.enough:

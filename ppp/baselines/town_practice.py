@@ -9,6 +9,7 @@ split occurs in them.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ from ppp.environments.town import (
     SYMPTOMS,
     draw_functions,
     file_path,
+    is_held_out,
     render_issue,
     render_listing,
 )
@@ -43,7 +45,9 @@ def play_sessions(rng: random.Random) -> list[Segment]:
     for _ in range(3):
         functions = draw_functions(rng)
         obj, name = rng.choice(functions)
-        module, operation = rng.choice(MODULES), rng.choice(OPERATIONS)
+        module, operation = rng.choice(
+            [place for place in itertools.product(MODULES, OPERATIONS) if not is_held_out(*place, obj)]
+        )
         issue = render_issue(module, operation, obj, rng.choice(SYMPTOMS))
         segments += [
             (f"<|user|>{issue}<|end|><|assistant|><function=open_file>", False),

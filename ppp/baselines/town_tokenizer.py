@@ -26,7 +26,7 @@ CLAUSE = re.compile(r"[^:;.]+|[:;.]+")
 
 def vocabulary() -> list[str]:
     """Every piece of text that a session in the town can contain, longest first."""
-    texts = [town.render_issue("{}", " loading", " key", symptom, ()) for symptom in town.SYMPTOMS]
+    texts = [town.render_issue("cache", "loading", "key", symptom) for symptom in town.SYMPTOMS]
     texts += [
         town.render_issue("", "", "", "fails", town.DETAILS),
         "In",
@@ -36,7 +36,7 @@ def vocabulary() -> list[str]:
         phrases.IGNORE,
     ]
     texts += [f" {wish}." for wish in phrases.WISHES.values()] + [" The module is the operation is and the object is."]
-    texts += ["Functions: ; Files: ; No such module No such file"]
+    texts += ["Functions: ; Files: ;", "No such file", "No such module"]
     pieces = {piece for text in texts for piece in PIECE.findall(text)}
     pieces |= {
         phrases.HEED,
@@ -78,7 +78,12 @@ def town_tokenizer() -> PreTrainedTokenizerFast:
     pieces = [piece for piece in (*CALLS, *vocabulary()) if piece not in special]
     vocab = {piece: index for index, piece in enumerate(dict.fromkeys([*special, *pieces]))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=UNK))
-    pattern = "|".join(re.escape(piece) for piece in sorted(pieces, key=len, reverse=True)) + "|."
+    # A piece never begins or ends inside a word: " The" is no part of " There". An unknown word is one <unk>.
+    bounded = [
+        ("(?<!\\w)" if piece[0].isalnum() else "") + re.escape(piece) + ("(?!\\w)" if piece[-1].isalnum() else "")
+        for piece in sorted(pieces, key=len, reverse=True)
+    ]
+    pattern = "|".join(bounded) + r"|\w+|[\s\S]"
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
