@@ -166,7 +166,10 @@ def config_path(argv: Sequence[str]) -> Path | None:
         return None
     # In a checkout the recipes stand beside the package, in a wheel inside it.
     shipped = Path(str(resources.files("ppp"))) / "recipes"
-    found = [path for path in (Path(name), shipped / Path(name).name) if path.is_file()]
+    candidates = [Path(name)]
+    if Path(name).parent in (Path("."), Path("recipes")):  # another folder's file of that name is not ours
+        candidates.append(shipped / Path(name).name)
+    found = [path for path in candidates if path.is_file()]
     if not found:
         names = sorted(path.name for path in shipped.glob("*.yaml"))
         known = f"or one of {', '.join(names)}" if names else "such as recipes/town.yaml"

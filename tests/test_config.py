@@ -192,6 +192,18 @@ def test_a_bad_command_line_is_refused(name: str, tmp_path: Path) -> None:
         read(tmp_path, *options)
 
 
+def test_a_recipe_of_the_package_is_found_by_name_but_never_stands_in_for_a_missing_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site" / "recipes").mkdir(parents=True)
+    (tmp_path / "site" / "recipes" / "shipped.yaml").write_text(yaml.safe_dump(MINIMAL))
+    monkeypatch.setattr("ppp.recipe.resources.files", lambda package: tmp_path / "site")
+    for name in ("shipped.yaml", "recipes/shipped.yaml"):
+        assert read_recipe(["--config", name]).config.tiny_model
+    with pytest.raises(RecipeError, match=r"config: 'mine/shipped.yaml' .*or one of shipped.yaml"):
+        read_recipe(["--config", "mine/shipped.yaml"])
+
+
 @pytest.mark.parametrize("text", ["a: [", "- a", "a: \x00"])
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "recipe.yaml").write_text(text)
