@@ -211,8 +211,8 @@ def expand(task_rows: Sequence[TaskRow], preferences: Sequence[str], seed: int, 
 def mix(tasks: Mapping[str, Sequence[Task]], shares: Mapping[str, float], seed: int) -> list[Task]:
     """Interleave the sessions of several environments so that any stretch of the list has the given shares.
 
-    Every session occurs; those of an environment with too few come again. The order depends on `seed` alone. TRL's sampler
-    shuffles the list again unless `shuffle_dataset` is false, so that a single batch has the shares on average only.
+    Every session occurs; those of an environment with too few come again. The order depends on `seed` alone. TRL's
+    sampler shuffles the list again unless `shuffle_dataset` is false: then a batch has the shares on average only.
     """
     total = sum(shares.values())
     length = max(math.ceil(len(tasks[name]) * total / shares[name]) for name in tasks)

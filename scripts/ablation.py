@@ -1,8 +1,8 @@
 """The four-way ablation in the town: PPP, without each of its two terms, and productivity alone, from one warm start.
 
 Takes the folder of a finished quickstart, trains the three other variants from its warm start, evaluates them on the
-same sessions, and prints one table: `.venv/bin/python scripts/ablation.py runs/quickstart`. About four minutes a variant
-on two cores. Source: PPP section 5, table 2.
+same sessions, and prints one table: `.venv/bin/python scripts/ablation.py runs/quickstart`. About four minutes a
+variant on two cores. Source: PPP section 5, table 2.
 """
 
 from __future__ import annotations
