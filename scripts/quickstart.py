@@ -28,6 +28,7 @@ def run(command: Sequence[str]) -> float:
     sys.stdout.write(f"\n$ {shlex.join(command)}\n")
     sys.stdout.flush()
     environment = {
+        "OMP_NUM_THREADS": "1",  # matrices this small lose more to a second thread than they gain
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "HF_HUB_OFFLINE": "1",
