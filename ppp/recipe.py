@@ -11,6 +11,7 @@ import re
 import types
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from enum import Enum
 from importlib import resources
@@ -259,10 +260,8 @@ def check_type(name: str, value: Any, hint: Any) -> Any:
     ):
         return "no"  # as YAML reads it without quotes
     if isinstance(value, str) and float in members:
-        try:
+        with suppress(ValueError):
             return float(value)  # YAML takes 1e-3 for a text
-        except ValueError:
-            pass  # told below
     raise refuse(name, value, f"expected {describe_type(hint)}")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CALL_TOKENS = ("<tool_call>", "</tool_call>", "<think>", "</think>", "<tool_response>", "</tool_response>")
@@ -33,17 +33,31 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tiny_model(tokenizer: PreTrainedTokenizerFast, seed: int, max_length: int) -> Qwen3ForCausalLM:
-    """A Qwen3 with about 60 thousand weights, drawn from `seed`, for sequences of up to `max_length` tokens."""
+def random_qwen3(
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    *,
+    max_length: int,
+    hidden_size: int,
+    num_layers: int,
+    num_heads: int,
+    num_key_value_heads: int,
+    initializer_range: float = 0.02,
+) -> Qwen3ForCausalLM:
+    """A Qwen3 of these sizes with weights drawn from `seed`, for sequences of up to `max_length` tokens.
+
+    Output weights are not tied to the embeddings: with tied ones a small model does not learn to look things up.
+    """
     config = Qwen3Config(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_key_value_heads,
+        head_dim=hidden_size // num_heads,
         max_position_embeddings=max_length,
+        initializer_range=initializer_range,
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -52,6 +66,13 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast, seed: int, max_length: int) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Qwen3ForCausalLM(config)
+
+
+def tiny_model(tokenizer: PreTrainedTokenizerBase, seed: int, max_length: int) -> Qwen3ForCausalLM:
+    """A Qwen3 with about 60 thousand weights, drawn from `seed`, for sequences of up to `max_length` tokens."""
+    return random_qwen3(
+        tokenizer, seed, max_length=max_length, hidden_size=32, num_layers=2, num_heads=2, num_key_value_heads=1
+    )
 
 
 def save_tiny_model(folder: Path, seed: int, max_length: int) -> None:

@@ -28,8 +28,6 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Qwen3Config,
-    Qwen3ForCausalLM,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -48,6 +46,7 @@ from ppp.recipe import Recipe, read_recipe
 from ppp.rollout import RolloutJob, build_messages
 from ppp.run_log import read_jsonl
 from ppp.session import Toolbox
+from ppp.tiny_model import random_qwen3
 from ppp.types import RecipeError, StopReason, Task, ToolCall, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -264,30 +263,6 @@ def new_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def new_model(
-    settings: WarmstartConfig, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int
-) -> PreTrainedModel:
-    """A small Qwen3 with random weights. Output weights are not tied: with tied ones look-up is not learned."""
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=settings.hidden_size,
-        intermediate_size=2 * settings.hidden_size,
-        num_hidden_layers=settings.num_layers,
-        num_attention_heads=settings.num_heads,
-        num_key_value_heads=settings.num_heads,
-        head_dim=settings.hidden_size // settings.num_heads,
-        max_position_embeddings=max_length,
-        tie_word_embeddings=False,
-        initializer_range=0.05,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Qwen3ForCausalLM(config)
-
-
 def load_base(recipe: Recipe, settings: WarmstartConfig) -> tuple[PreTrainedTokenizerBase, PreTrainedModel | None]:
     """Tokenizer and model that the warm start begins with; no model where it begins with random weights.
 
@@ -329,9 +304,20 @@ def warm_start(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
     report: list[dict[str, Any]] = []
     if model is None:
         max_length = max_context(recipe)
-        model, report = practise(
-            tokenizer, recipe, settings, lambda seed: new_model(settings, tokenizer, max_length, seed)
-        )
+
+        def make_model(seed: int) -> PreTrainedModel:
+            return random_qwen3(
+                tokenizer,
+                seed,
+                max_length=max_length,
+                hidden_size=settings.hidden_size,
+                num_layers=settings.num_layers,
+                num_heads=settings.num_heads,
+                num_key_value_heads=settings.num_heads,
+                initializer_range=0.05,
+            )
+
+        model, report = practise(tokenizer, recipe, settings, make_model)
         rng = random.Random(f"review-{recipe.args.seed}")
         review = import_exercises(settings.exercises)[-1]
         rows += [

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
@@ -34,7 +34,7 @@ from ppp.batch import RolloutSettings
 from ppp.config import PPPConfig
 from ppp.rewards import RewardSettings
 from ppp.rollout import RolloutJob
-from ppp.tiny_model import byte_tokenizer
+from ppp.tiny_model import byte_tokenizer, random_qwen3
 from ppp.trainer import PPPTrainer
 from ppp.types import StopReason, Task, Trajectory, Turn
 
@@ -72,22 +72,15 @@ def make_trajectories(options: argparse.Namespace, model: Qwen3ForCausalLM) -> l
 
 
 def make_model(options: argparse.Namespace) -> Qwen3ForCausalLM:
-    tokenizer = byte_tokenizer()
-    torch.manual_seed(options.seed)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
+    return random_qwen3(
+        byte_tokenizer(),
+        options.seed,
+        max_length=8192,
         hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
+        num_layers=4,
+        num_heads=4,
         num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=8192,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
     )
-    return Qwen3ForCausalLM(config)
 
 
 def time_step(trainer: GRPOTrainer) -> tuple[float, list[float], float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -10,10 +11,13 @@ import pytest
 import torch
 import trl
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from ppp.codec import Codec
+from ppp.tiny_model import random_qwen3
 
+# A shell that starts the tests in the background has them ignore Ctrl-C, and some of them are about it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 
 SPECIAL = [
@@ -54,23 +58,16 @@ def byte_tokenizer(template: str = "hermes", markup: Sequence[str] = MARKUP) -> 
 
 def tiny_model(tokenizer: PreTrainedTokenizerBase, *, seed: int = 0, max_length: int = 2048) -> Qwen3ForCausalLM:
     """A random Qwen3 of two layers; the wide initialisation makes its distributions far from uniform."""
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
+    return random_qwen3(
+        tokenizer,
+        seed,
+        max_length=max_length,
         hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        num_layers=2,
+        num_heads=4,
         num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=max_length,
         initializer_range=0.2,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(seed)
-    return Qwen3ForCausalLM(config).eval()
+    ).eval()
 
 
 @pytest.fixture(scope="session")
