@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ppp import evaluate, warmstart
 from ppp.baselines.town_tokenizer import town_tokenizer
@@ -22,6 +22,7 @@ from ppp.recipe import Recipe, read_recipe
 from ppp.rewards import RewardSettings, score_trajectory
 from ppp.rollout import RolloutJob
 from ppp.run_log import trajectory_record
+from ppp.tiny_model import random_qwen3
 from ppp.types import RecipeError, StopReason, Trajectory
 from ppp.warmstart import IGNORED
 
@@ -264,8 +265,9 @@ def test_model_can_be_warmed_up_again_from_its_folder(tmp_path: Path) -> None:
 
 
 def test_random_weights_depend_on_the_seed_and_leave_the_global_noise_alone() -> None:
-    recipe = recipe_of(*TINY)
-    state = random.getstate()
-    models = [warmstart.new_model(settings_of(recipe), town_tokenizer(), 448, seed) for seed in (0, 0, 1)]
+    sizes = {"max_length": 448, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_key_value_heads": 2}
+    state = torch.get_rng_state()
+    models = [random_qwen3(town_tokenizer(), seed, **sizes) for seed in (0, 0, 1)]
     first, again, other = (model.lm_head.weight for model in models)
-    assert first.equal(again) and not first.equal(other) and random.getstate() == state
+    assert first.equal(again) and not first.equal(other)
+    assert torch.get_rng_state().equal(state)
