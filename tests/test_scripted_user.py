@@ -163,20 +163,20 @@ def test_what_the_issue_states_already_is_medium_effort(task: Task) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_asking_for_the_solution_costs_most_and_tells_the_file_but_not_the_function(form: str) -> None:
+def test_asking_for_the_solution_costs_most_and_tells_every_detail_but_not_the_function(form: str) -> None:
     for precise, subjects in ((False, (SOLUTION,)), (True, (SOLUTION,)), (False, ("object", SOLUTION))):
         answer = ask(ScriptedUser(make_task(precise=precise)), put(form, *subjects))
         details = ROW["payload"]["details"]
         assert answer.effort is Effort.HIGH
-        assert details["module"] in answer.text and details["operation"] in answer.text
-        assert details["object"] not in answer.text and ROW["payload"]["gold"][0] not in answer.text
+        assert all(f"the {detail} is {value}" in answer.text.lower() for detail, value in details.items())
+        assert not any(function in answer.text for function in ROW["payload"]["gold"])
 
 
 def test_what_came_with_the_solution_was_told() -> None:
     user = ScriptedUser(make_task())
     ask(user, put("plain", SOLUTION))
-    assert ask(user, put("plain", "module")).text == ALREADY_SAID
-    assert ask(user, put("plain", "object")).effort is Effort.LOW
+    for detail in DETAILS:
+        assert ask(user, put("plain", detail)) == Answer(ALREADY_SAID, Effort.MEDIUM, True)
 
 
 FUNC_LOC = Task(

@@ -55,9 +55,9 @@ REFUSERS = ("do_selection", "amateur")  # who answers nothing when asked in anot
 class ScriptedUser(User):
     """Answers from the details of the task (`payload["details"]`) or, where there are none, from the precise prompt.
 
-    An answer is low effort when a missing detail was asked for, high when the question asks for the solution, and
-    medium when it is about nothing the user can help with, about something already said, or put in a way this user
-    refuses.
+    An answer is low effort when a missing detail was asked for, and high when the question asks for the solution: the
+    user then works out and states every detail, though never the function. It is medium when the question is about
+    nothing the user can help with, about something already said, or put in a way this user refuses.
     """
 
     def __init__(self, task: Task, options: Mapping[str, Any] | None = None) -> None:
@@ -86,8 +86,8 @@ class ScriptedUser(User):
     def _from_details(self, question: str) -> tuple[str, Effort]:
         details: Mapping[str, str] = self.task.payload["details"]
         if SOLUTION.search(question):
-            self._told |= {"module", "operation"}
-            return self._state(details, ["module", "operation"]), Effort.HIGH
+            self._told.update(details)
+            return self._state(details, list(details)), Effort.HIGH
         words = {word.lower() for word in WORD.findall(question)}
         named = [detail for detail, nouns in NOUNS.items() if words.intersection(nouns)]
         unknown = [d for d in named if d in self.task.payload["missing"] and d not in self._told]
