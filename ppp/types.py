@@ -24,6 +24,10 @@ class InfrastructureError(PPPError):
     """
 
 
+class RunStoppedError(PPPError):
+    """The run has to end, not one session: a budget is used up, or an endpoint stays away. Leaves a checkpoint."""
+
+
 class RecipeError(PPPError, ValueError):
     """The operator's mistake, found before a model is loaded: names the field, the value and what is allowed."""
 
@@ -135,6 +139,25 @@ class Answer:
     follows_preference: bool
     decided_by: str = "rule"
     level: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a user knows beyond the precise prompt: to draw on it is high effort (PPP section 2.3).
+
+    Attributes:
+        name: what a user model calls it, e.g. "hints", "gold_files"; unique within a task.
+        text: as a user model is shown it.
+        items: names that give it away in an answer: paths, functions, a document's title, the solution.
+        level: the released code's grade of an answer that draws on it.
+        is_gold: holds part of the solution; a layperson does not know it.
+    """
+
+    name: str
+    text: str
+    items: tuple[str, ...]
+    level: int
+    is_gold: bool = True
 
 
 @dataclass(frozen=True, slots=True)

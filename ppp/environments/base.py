@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from ppp.types import Observation, Task, ToolCall, ToolSpec
+from ppp.types import Observation, Source, Task, ToolCall, ToolSpec
 
 
 def set_f1(predicted: set[str], gold: set[str]) -> float:
@@ -47,6 +47,11 @@ class Environment(ABC):
     @classmethod
     def check_task(cls, task: Task) -> None:
         """Raise `RecipeError` when the payload lacks something (a gold answer, a repository); runs before training."""
+
+    @classmethod
+    def sources(cls, task: Task) -> tuple[Source, ...]:
+        """What the user of a task knows beyond the precise prompt; nothing unless a domain says so."""
+        return ()
 
     async def setup(self) -> None:
         """Acquire what the session needs. Called once, before the first step."""

@@ -60,8 +60,8 @@ class ScriptedUser(User):
     nothing the user can help with, about something already said, or put in a way this user refuses.
     """
 
-    def __init__(self, task: Task, options: Mapping[str, Any] | None = None) -> None:
-        super().__init__(task, options)
+    def __init__(self, task: Task, options: Mapping[str, Any] | None = None, **shared: Any) -> None:
+        super().__init__(task, options, **shared)
         self._told: set[str] = set()
 
     @classmethod
