@@ -21,7 +21,12 @@ class InfrastructureError(PPPError):
     """Something of ours failed: a user endpoint, a container, a search server, a deadline.
 
     The trajectory leaves the batch (reward None, mask zero). It is never shown to the policy and never scored as 0.
+    `kind` is its line in a run's table of failures: a few words without numbers or names, such as "timeout".
     """
+
+    def __init__(self, message: str = "", *, kind: str = "infrastructure") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class RunStoppedError(PPPError):
@@ -226,6 +231,7 @@ class Trajectory:
         productivity: the environment's score in [0, 1]; None when it was never scored (stop_reason ERROR).
         final_answer: what the policy passed to `finish`, if it did.
         error: what went wrong, for stop_reason ERROR.
+        error_kind: the same in a few words, see `InfrastructureError`.
         timings: seconds by kind of work: "generate", "tool", "user", "score", "total".
     """
 
@@ -236,6 +242,7 @@ class Trajectory:
     productivity: float | None = None
     final_answer: str | None = None
     error: str | None = None
+    error_kind: str | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
     @property

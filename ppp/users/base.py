@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+from ppp.chat_ledger import ChatLedger
 from ppp.types import Answer, Source, Task, Turn
 
 
 class UserService(ABC):
-    """What all sessions of a run share: connections to models, their ledger and their cache."""
+    """What all sessions of a run share: connections to models, their ledger and their cache.
+
+    Attributes:
+        ledger: what the models behind the users took; None where no model is asked.
+    """
+
+    ledger: ChatLedger | None = None
 
     @abstractmethod
     async def check(self) -> None:
@@ -37,8 +44,10 @@ class User(ABC):
         options: the recipe's `user` without its kind, already checked by `check_options`.
         sources: what the user knows beyond the precise prompt, see `Environment.sources`.
         service: what `open_service` returned for this run.
-        seed: a number that is the same for the same session in every run, for whatever a user draws.
+        seed: a number that is the same for all copies of a session and in every run, for whatever a user draws.
     """
+
+    takes_time: ClassVar[bool] = False  # a person, whom no deadline of a session hurries
 
     def __init__(
         self,

@@ -1,0 +1,32 @@
+"""The wording of an operator's mistake: field, value, what is allowed, and the nearest known name.
+
+Whatever checks a recipe's values uses these, from the dataclasses of `config.py` to the options of a user.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from ppp.types import RecipeError
+
+
+def refuse(name: str, value: Any, allowed: str) -> RecipeError:
+    """The one form of an operator's error: field, value, what is allowed."""
+    return RecipeError(f"{name}: {value!r} is not allowed; {allowed}")
+
+
+def refuse_unknown(name: str, value: Any, known: Iterable[str]) -> RecipeError:
+    """Like `refuse`, for a name that is not among `known`, with the nearest known name."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(value), known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    allowed = ", ".join(known) if len(known) <= 30 else f"{len(known)} names, listed by ppp train --help"
+    return RecipeError(f"{name}: {value!r} is unknown; allowed: {allowed}{hint}")
+
+
+def check_at_least(name: str, value: int, minimum: int) -> None:
+    """Raise `RecipeError` unless `value >= minimum`."""
+    if value < minimum:
+        raise refuse(name, value, f"must be at least {minimum}")
