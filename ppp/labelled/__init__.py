@@ -1,4 +1,4 @@
-"""Questions written and labelled by hand: what a rule, a judge or a whole user should say about each of the twenty users.
+"""Questions written and labelled by hand: the truth about questions to each of the twenty users.
 
 The labels are in `questions.jsonl`, one JSON object a line. They follow the wording of `ppp/preferences.py`, not what a
 rule says, so that rules and judges can be measured on them. Nothing here measures.
