@@ -3,22 +3,27 @@ this."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from peft import AutoPeftModelForCausalLM, LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ppp.checks import refuse
 from ppp.codec import Codec
-from ppp.config import refuse
 from ppp.engines import engine_class
 from ppp.engines.base import Engine
 from ppp.engines.transformers import TransformersEngine
 from ppp.recipe import Recipe
 from ppp.rollout import RolloutPool
 from ppp.tiny_model import byte_tokenizer, save_tiny_model, tiny_model
+from ppp.types import RecipeError
+from ppp.users.crowd import Crowd
 
 LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError)  # what transformers raises for a model that cannot be loaded
 
@@ -138,15 +143,47 @@ def build_engine(recipe: Recipe, codec: Codec, model_provider: Callable[[], PreT
     )
 
 
-def build_pool(recipe: Recipe, codec: Codec, engine: Engine) -> RolloutPool:
-    """The pool with the recipe's limits, users and environments."""
+def check_crowds(crowds: Sequence[Crowd]) -> None:
+    """Find out, before a model is loaded, whether the users can be reached: one request to each of their models.
+
+    One process asks, and all of them end alike.
+
+    Raises:
+        RecipeError: users that cannot be reached; one sentence.
+    """
+    state = PartialState()
+    problem: str | None = None
+    if state.is_main_process:
+        try:
+            asyncio.run(_check_crowds(crowds))
+        except RecipeError as error:
+            problem = str(error)
+    if state.num_processes > 1:
+        problem = broadcast_object_list([problem])[0]
+    if problem is not None:
+        raise RecipeError(problem)
+
+
+async def _check_crowds(crowds: Sequence[Crowd]) -> None:
+    for crowd in crowds:
+        try:
+            await crowd.check()
+        finally:
+            await crowd.close()  # its connections belong to this event loop
+
+
+def build_pool(recipe: Recipe, codec: Codec, engine: Engine, crowd: Crowd | None = None) -> RolloutPool:
+    """The pool with the recipe's limits, users and environments.
+
+    Args:
+        crowd: who plays the users; None stands for those that the recipe trains with.
+    """
     config = recipe.config
     return RolloutPool(
         engine,
         codec,
         config.build_limits(recipe.args.max_completion_length or 1),
-        user=config.user,
-        user_options=config.user_options,
+        crowd=crowd or config.build_crowds().train,
         environment_options=config.environment_options,
         max_concurrency=config.max_concurrency,
         preference_visibility=config.preference_visibility,

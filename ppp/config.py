@@ -7,7 +7,6 @@ command line become these objects is in `recipe.py`; what is done with them, in 
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -21,13 +20,14 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl import GRPOConfig
 
+from ppp.checks import check_at_least, refuse, refuse_unknown
 from ppp.engines import ENGINES
 from ppp.environments import ENVIRONMENTS, environment_class
 from ppp.preferences import PREFERENCES, SEEN, UNSEEN
 from ppp.rewards import RewardSettings
 from ppp.session import Limits
 from ppp.types import RecipeError
-from ppp.users import USERS, user_class
+from ppp.users.crowd import Crowd, Crowds, as_mapping
 
 # Settings that GRPOConfig takes as any text and whose error would come in the middle of the first step.
 CHOICES = {
@@ -42,24 +42,6 @@ CHOICES = {
     "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
 }
 PREFERENCE_GROUPS = {"seen": SEEN, "unseen": UNSEEN, "all": tuple(PREFERENCES)}
-
-# For models that start from random weights: name -> where it is made.
-TOKENIZERS = {"town": "ppp.baselines.town_tokenizer:town_tokenizer", "byte": "ppp.tiny_model:byte_tokenizer"}
-EXERCISES = {"town": "ppp.baselines.town_practice:EXERCISES"}
-
-
-def refuse(name: str, value: Any, allowed: str) -> RecipeError:
-    """The one form of an operator's error: field, value, what is allowed."""
-    return RecipeError(f"{name}: {value!r} is not allowed; {allowed}")
-
-
-def refuse_unknown(name: str, value: Any, known: Iterable[str]) -> RecipeError:
-    """Like `refuse`, for a name that is not among `known`, with the nearest known name."""
-    known = sorted(known)
-    near = difflib.get_close_matches(str(value), known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    allowed = ", ".join(known) if len(known) <= 30 else f"{len(known)} names, listed by ppp train --help"
-    return RecipeError(f"{name}: {value!r} is unknown; allowed: {allowed}{hint}")
 
 
 def option(default: Any, help: str) -> Any:
@@ -201,8 +183,12 @@ class RecipeConfig:
         True, "false removes ask_user; of the reward productivity is then left, unless term_weights says otherwise."
     )
 
-    user: str = option("scripted", "Who plays the users.")
-    user_options: dict[str, Any] = option({}, "Options of the user.")
+    user: dict[str, Any] | str = option(
+        "scripted", "Who plays the users: a kind (a key of ppp.users.USERS), or {kind: ..., and its options}."
+    )
+    eval_user: dict[str, Any] | str = option(
+        {}, "The same for the evaluation; a mapping without kind changes what it names in user."
+    )
     engine: str = option("transformers", "What generates the rollouts: a key of ppp.engines.ENGINES.")
     engine_options: dict[str, Any] = option({}, "Options of the engine.")
     limits: dict[str, Any] = option({}, "Limits of a trajectory: turns, tokens, seconds.")
@@ -222,7 +208,7 @@ class RecipeConfig:
     importance_sampling_correction: Literal["auto", "true", "false"] = option(
         "auto", "Correct for the engine's probabilities; auto: unless engine and trainer share weights and agree."
     )
-    warmstart: dict[str, Any] = option({}, "Settings of ppp warmstart, see WarmstartConfig in ppp/config.py.")
+    warmstart: dict[str, Any] = option({}, "Settings of ppp warmstart, see WarmstartConfig in ppp/warmstart_config.py.")
     max_failure_rate: float = option(
         0.2, "Stop when more than this share of a batch failed for infrastructure reasons."
     )
@@ -243,9 +229,7 @@ class RecipeConfig:
         self.preferences = expand_preferences("preferences", self.preferences)
         self.eval_preferences = expand_preferences("eval_preferences", self.eval_preferences)
         self._check_environments()
-        if self.user not in USERS:
-            raise refuse_unknown("user", self.user, USERS)
-        user_class(self.user).check_options(self.user_options)
+        self.build_crowds()
         if self.engine not in ENGINES:
             raise refuse_unknown("engine", self.engine, ENGINES)
         if "max_completion_tokens" in self.limits:
@@ -274,6 +258,20 @@ class RecipeConfig:
                 if name not in self.environments:
                     raise refuse_unknown(field_name, name, self.environments)
 
+    def build_crowds(self) -> Crowds:
+        """The users of training and evaluation.
+
+        Raises:
+            RecipeError: an unknown kind, an unknown option, or a value that cannot be used.
+        """
+        own = as_mapping("user", self.user)
+        if isinstance(self.eval_user, str) or "kind" in self.eval_user:
+            evaluation = as_mapping("eval_user", self.eval_user)
+        else:
+            evaluation = {**own, **self.eval_user}
+        crowd = Crowd(own)
+        return Crowds(crowd, crowd if evaluation == own else Crowd(evaluation, "eval_user"))
+
     def reward_settings(self) -> RewardSettings:
         """The settings of `rewards.py`.
 
@@ -297,63 +295,6 @@ class RecipeConfig:
             return Limits(**self.limits, max_completion_tokens=max_completion_length)
         except RecipeError as error:
             raise RecipeError(f"limits.{error}") from error
-
-
-@dataclass
-class WarmstartConfig:
-    """The recipe's `warmstart` mapping: what `ppp warmstart` does before RL. Source: the paper has none; see README."""
-
-    base_model: str | None = option(None, "Model to begin with; none: random weights of the sizes below.")
-    tokenizer: str = option("town", "Tokenizer for random weights.")
-    hidden_size: int = option(64, "Width of the model with random weights.")
-    num_layers: int = option(2, "Its layers.")
-    num_heads: int = option(2, "Its attention heads.")
-    demonstrator: str = option("demonstrator", "Policy made of rules that plays the demonstrations.")
-    trajectories: list[str] = option([], "Files of earlier runs to learn from instead of demonstrations.")
-    min_reward: float = option(0.5, "Reward from which a session of those files is learned from.")
-    preferences: list[str] = option(["all"], "Users whom the demonstrations meet.")
-    num_precise_per_task: int = option(5, "Precise sessions per task among the demonstrations.")
-    num_demonstrations: int = option(8000, "Sessions to play.")
-    num_steps: int = option(1000, "Steps on the demonstrations.")
-    batch_size: int = option(32, "Rows per step.")
-    learning_rate: float = option(3e-3, "Peak learning rate.")
-    exercises: str = option("town", "Exercises that random weights do first.")
-    exercise_accuracy: float = option(0.98, "When an exercise is right.")
-    exercise_batch_size: int = option(64, "Rows per step of an exercise.")
-    max_exercise_steps: int = option(400, "Steps for one exercise before starting again.")
-    max_attempts: int = option(5, "Starts before giving up.")
-    review_share: float = option(1.0, "Rows of the last exercise per demonstration, so that it is not unlearned.")
-
-    def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_layers", "num_heads", "num_demonstrations", "num_steps", "batch_size"):
-            check_at_least(f"warmstart.{name}", vars(self)[name], 1)
-        for name in ("exercise_batch_size", "max_exercise_steps", "max_attempts"):
-            check_at_least(f"warmstart.{name}", vars(self)[name], 1)
-        if self.hidden_size % (2 * self.num_heads):
-            raise refuse("warmstart.num_heads", self.num_heads, f"twice it must divide hidden_size {self.hidden_size}")
-        for name, known in (("tokenizer", TOKENIZERS), ("exercises", EXERCISES)):
-            if vars(self)[name] not in known:
-                raise refuse_unknown(f"warmstart.{name}", vars(self)[name], known)
-        self.preferences = expand_preferences("warmstart.preferences", self.preferences)
-
-    @classmethod
-    def of(cls, config: RecipeConfig) -> WarmstartConfig:
-        """The recipe's warm start.
-
-        Raises:
-            RecipeError: an unknown key, or a value that is not allowed.
-        """
-        known = {setting.name for setting in fields(cls)}
-        for name in config.warmstart:
-            if name not in known:
-                raise refuse_unknown("warmstart", name, known)
-        return cls(**config.warmstart)
-
-
-def check_at_least(name: str, value: int, minimum: int) -> None:
-    """Raise `RecipeError` unless `value >= minimum`."""
-    if value < minimum:
-        raise refuse(name, value, f"must be at least {minimum}")
 
 
 def expand_preferences(name: str, value: str | Iterable[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """From a YAML file and a command line to the two dataclasses of `config.py`; nothing is half-read.
 
-`--config FILE` gives values, any `--option value` overrides one, and `--limits.max_turns 4` overrides one entry of a
+`--config FILE` gives values, any `--option value` overrides one, and `--limits.max_turns 4` then one entry of a
 mapping. Fields and their checks are in `config.py`; this file knows none of them by name, except those it reads itself.
 """
 
@@ -21,8 +21,10 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 import yaml
 from trl import TrlParser
 
-from ppp.config import PPPConfig, RecipeConfig, WarmstartConfig, refuse, refuse_unknown
+from ppp.checks import refuse, refuse_unknown
+from ppp.config import PPPConfig, RecipeConfig
 from ppp.types import RecipeError
+from ppp.warmstart_config import WarmstartConfig
 
 TYPE_WORDS: dict[Any, str] = {
     int: "an integer",
@@ -32,6 +34,8 @@ TYPE_WORDS: dict[Any, str] = {
     dict: "a mapping",
     list: "a list",
 }
+# What a text stands for where a mapping could stand: field -> its entry; of all others it is the path.
+SHORT_FORMS = {"user": "kind", "eval_user": "kind", "judge_model": "model"}
 ITEM_WORDS: dict[Any, str] = {int: "integers", float: "numbers", str: "texts"}
 # How argparse quotes a value that it cannot read.
 _UNREADABLE = re.compile(r"invalid [^:]*: '(.*?)'|Truthy value expected: got (\S+)|('.*') is not a mapping", re.S)
@@ -65,10 +69,10 @@ class RecipeParser(TrlParser):
         self.add_argument(
             "--config", metavar="FILE", help="the recipe: a YAML file, or the name of one that ships with ppp"
         )
-        mappings = {name for name, hint in field_types().items() if get_origin(hint) is dict}
+        mappings = {name: hint for name, hint in field_types().items() if takes_mapping(hint)}
         for action in self._actions:
             if action.dest in mappings:
-                action.type = read_mapping
+                action.type = read_value if str in _members(mappings[action.dest]) else read_mapping
             elif action.dest == "report_to":
                 action.nargs = "+"
             elif action.dest == "reward_clip":
@@ -111,10 +115,9 @@ def read_recipe(argv: Sequence[str], prog: str | None = None) -> Recipe:
     for key in given:
         if key not in known:
             raise refuse_unknown("recipe key", key, known)
-    for key, entry, value in entries:
-        if get_origin(known.get(key)) is not dict:
+    for key, entry, _ in entries:
+        if not takes_mapping(known.get(key)):
             raise refuse_unknown("option", f"--{key}.{entry}", [f"--{name}" for name in known])
-        merge_entry(given, key, entry.split("."), value)
     defaults = {key: parser.get_default(key) for key in known}
     parser.set_defaults_with_config(**given)
     namespace, unknown = parser.parse_known_args(rest)
@@ -125,6 +128,8 @@ def read_recipe(argv: Sequence[str], prog: str | None = None) -> Recipe:
     values = {key: value for key, value in vars(namespace).items() if key in known}
     if values["reward_clip"] == [None]:
         values["reward_clip"] = None
+    for key, entry, value in entries:  # last, so that `--user llm --user.model x` means both
+        merge_entry(values, key, entry.split("."), value)
     for key, value in sorted(values.items()):
         if type(value) is not type(defaults[key]) or value != defaults[key]:  # some defaults of GRPOConfig do not fit
             values[key] = check_type(key, value, known[key])
@@ -214,11 +219,19 @@ def split_entry_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[st
 
 
 def merge_entry(given: dict[str, Any], key: str, path: Sequence[str], value: Any) -> None:
-    """Set `given[key][path...] = value`, making mappings on the way; a source given as text becomes a path."""
+    """Set `given[key][path...] = value`, making mappings on the way; for texts that stand for one see `SHORT_FORMS`.
+
+    Raises:
+        RecipeError: there is something on the way that is no mapping.
+    """
     target = given
-    for name in (key, *path[:-1]):
+    for depth, name in enumerate((key, *path[:-1]), start=1):
         inner = target.get(name)
-        inner = {"path": inner} if isinstance(inner, str) else dict(inner or {})
+        if isinstance(inner, str):
+            inner = {SHORT_FORMS.get(name, "path"): inner}
+        elif inner is not None and not isinstance(inner, dict):
+            raise refuse(".".join((key, *path)[:depth]), inner, "expected a mapping")
+        inner = dict(inner or {})
         target[name] = inner
         target = inner
     target[path[-1]] = value
@@ -263,6 +276,11 @@ def check_type(name: str, value: Any, hint: Any) -> Any:
         with suppress(ValueError):
             return float(value)  # YAML takes 1e-3 for a text
     raise refuse(name, value, f"expected {describe_type(hint)}")
+
+
+def takes_mapping(hint: Any) -> bool:
+    """Whether a field of this type may hold a mapping, and so have entries of its own on the command line."""
+    return any(get_origin(member) is dict for member in _members(hint))
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

@@ -1,59 +1,26 @@
-"""One trajectory as one coroutine, and the bounded pool that runs many of them without a barrier.
+"""The bounded pool that runs many sessions at once, without a barrier.
 
-A session opens its environment and its user and then repeats: generate a turn, read it, let the user or the environment
-answer, append the answer's tokens; at the end the environment scores. Tokens are only ever appended. This file knows
-neither templates (`codec.py`), nor models (`engines/`), nor rewards: read `rewards.py` next.
-
-This is also where the three kinds of failure are kept apart: what the policy did wrong comes back to it as an
-observation, what failed on our side ends the trajectory with StopReason.ERROR, what the operator did wrong
-(RecipeError) ends the run.
+How one of them goes, from the first prompt token to the score, is in `playing.py`; read `rewards.py` next.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from hashlib import blake2b
-from typing import Any, TypeVar
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from ppp.codec import Codec
-from ppp.engines.base import Engine, GenerationRequest
+from ppp.engines.base import Engine
 from ppp.environments import environment_class
-from ppp.environments.base import Environment
+from ppp.playing import Playing, RolloutJob, noise_key
 from ppp.session import ASK_USER, FINISH, VISIBILITIES, Limits, Toolbox, Visibility, build_messages, require_count
-from ppp.types import InfrastructureError, Observation, RecipeError, StopReason, Task, Trajectory, Turn
-from ppp.users import user_class
-from ppp.users.base import User
+from ppp.types import RecipeError, Task, Trajectory
+from ppp.users.crowd import Crowd
 
 __all__ = ["ASK_USER", "FINISH", "Limits", "RolloutJob", "RolloutPool", "build_messages", "noise_key"]
-
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-MIN_TURN_TOKENS = 1  # a turn with fewer tokens left than this is not started
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutJob:
-    """One trajectory to be played: `row` is the data set's row, `copy` tells the G copies of it apart."""
-
-    task: Task
-    row: int
-    copy: int
-
-
-def noise_key(seed: int, step: int, row: int, copy: int) -> int:
-    """The 64-bit key of a trajectory's sampling noise; equal arguments give equal keys on every machine."""
-    digest = blake2b(f"{seed}/{step}/{row}/{copy}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
 
 
 class _Workers(ThreadPoolExecutor):
@@ -70,13 +37,12 @@ class RolloutPool:
         engine: what generates; the pool enters its phase, the caller closes it.
         codec: messages <-> tokens.
         limits: the bounds of each trajectory.
-        user: a key of `ppp.users.USERS`; not looked at without interaction.
-        user_options: options of that user.
+        crowd: who plays the users; None stands for users made of rules. Not looked at without interaction.
         environment_options: environment name -> options.
         max_concurrency: sessions open at the same time.
         preference_visibility: "stated" tells the agent of its user's preference, "hidden" does not.
         interaction: False takes `ask_user` away.
-        seed: of the sampling noise.
+        seed: of the sampling noise and of what users draw.
         max_workers: threads for blocking work (`asyncio.to_thread`).
 
     Raises:
@@ -89,8 +55,7 @@ class RolloutPool:
         codec: Codec,
         limits: Limits,
         *,
-        user: str = "scripted",
-        user_options: Mapping[str, Any] | None = None,
+        crowd: Crowd | None = None,
         environment_options: Mapping[str, Mapping[str, Any]] | None = None,
         max_concurrency: int = 64,
         preference_visibility: Visibility = "stated",
@@ -104,10 +69,7 @@ class RolloutPool:
             allowed = ", ".join(VISIBILITIES)
             raise RecipeError(f"preference_visibility: {preference_visibility!r} is unknown, allowed are {allowed}")
         self.engine, self.codec, self.limits = engine, codec, limits
-        self.user: type[User] | None = user_class(user) if interaction else None
-        self.user_options = dict(user_options or {})
-        if self.user is not None:
-            self.user.check_options(self.user_options)
+        self.crowd = crowd or Crowd()
         self.environment_options = {name: dict(options) for name, options in (environment_options or {}).items()}
         for name, options in self.environment_options.items():
             environment_class(name).check_options(options)
@@ -115,6 +77,7 @@ class RolloutPool:
         self.preference_visibility, self.interaction, self.seed = preference_visibility, interaction, seed
         self._runner: asyncio.Runner | None = None
         self._prompts: dict[tuple[str, str, str], list[int]] = {}
+        self._asked: list[Crowd] = []  # those whose services may hold something in the event loop
 
     def run(
         self,
@@ -122,6 +85,7 @@ class RolloutPool:
         step: int,
         on_finish: Callable[[RolloutJob, Trajectory], None] | None = None,
         progress: str | None = None,
+        crowd: Crowd | None = None,
     ) -> list[Trajectory]:
         """Play all jobs and return their trajectories in the order of `jobs`.
 
@@ -130,14 +94,19 @@ class RolloutPool:
             step: identifies the weights; part of the noise key.
             on_finish: called from the event loop as each trajectory ends, in the order in which they end.
             progress: label of a progress bar; None shows none.
+            crowd: who plays the users this time; None stands for those of the pool.
 
         Raises:
             RecipeError: the operator's mistake; the other sessions are cancelled.
+            RunStoppedError: likewise, for something that will not come back.
             KeyboardInterrupt: likewise; every environment is closed first.
         """
         if not jobs:
             return []
         self._prompts.clear()
+        crowd = crowd or self.crowd
+        if self.interaction and crowd not in self._asked:
+            self._asked.append(crowd)
         runner = self._open()
         try:
             with self.engine.phase(step), tqdm(total=len(jobs), desc=progress, disable=progress is None) as bar:
@@ -147,7 +116,7 @@ class RolloutPool:
                     if on_finish is not None:
                         on_finish(job, trajectory)
 
-                return runner.run(self._run(jobs, step, ended))
+                return runner.run(self._run(jobs, step, crowd, ended))
         except KeyboardInterrupt:
             # A second Ctrl-C, or one raised inside a coroutine, stops the loop with sessions on it: closing it cancels
             # them, which closes their environments.
@@ -155,10 +124,20 @@ class RolloutPool:
             raise
 
     def close(self) -> None:
-        """Cancel what still runs and close the event loop; a later `run` opens a new one."""
+        """Cancel what still runs, close the users' services and the event loop; a later `run` opens them again."""
         runner, self._runner = self._runner, None
         if runner is not None:
-            runner.close()
+            with runner:
+                runner.run(self._let_go())
+
+    async def _let_go(self) -> None:
+        sessions = asyncio.all_tasks() - {asyncio.current_task()}
+        for session in sessions:
+            session.cancel()
+        await asyncio.gather(*sessions, return_exceptions=True)
+        asked, self._asked = self._asked, []
+        for crowd in asked:
+            await crowd.close()
 
     def prompt_ids(self, task: Task) -> list[int]:
         """Tokens of a task's prompt; one shared list for all copies within a phase."""
@@ -179,7 +158,7 @@ class RolloutPool:
         return self._runner
 
     async def _run(
-        self, jobs: Sequence[RolloutJob], step: int, ended: Callable[[RolloutJob, Trajectory], None]
+        self, jobs: Sequence[RolloutJob], step: int, crowd: Crowd, ended: Callable[[RolloutJob, Trajectory], None]
     ) -> list[Trajectory]:
         """Let `max_concurrency` slots take the jobs in order; a slot that is free takes the next one at once."""
         results: dict[int, Trajectory] = {}
@@ -189,7 +168,7 @@ class RolloutPool:
         async def slot() -> None:
             nonlocal num_live
             for index, job in queue:
-                results[index] = await _Session(self, job, step).run()
+                results[index] = await Playing(self, job, step, crowd).run()
                 ended(job, results[index])
             num_live -= 1
             self.engine.set_live(num_live)
@@ -208,173 +187,3 @@ class RolloutPool:
         finally:
             self.engine.set_live(0)
         return [results[index] for index in range(len(jobs))]
-
-
-class _Session:
-    """One trajectory while it runs. `context` is the prompt and everything since, the list that the engine reads."""
-
-    def __init__(self, pool: RolloutPool, job: RolloutJob, step: int) -> None:
-        self.pool, self.limits, self.task = pool, pool.limits, job.task
-        self.noise_key = noise_key(pool.seed, step, job.row, job.copy)
-        self.request_prefix = f"{step:08d}-{job.row:08d}-{job.copy:04d}"  # sorts like (step, row, copy)
-        timings = dict.fromkeys(("generate", "tool", "user", "score", "total"), 0.0)
-        self.trajectory = Trajectory(job.task, timings=timings)
-        self.context: list[int] = []
-        self.num_completion_tokens = 0
-        self.user: User | None = None
-
-    async def run(self) -> Trajectory:
-        """Play the session to its end: the one place where any failure of ours becomes StopReason.ERROR."""
-        started = time.perf_counter()
-        deadline = asyncio.timeout(self.limits.trajectory_timeout_s)
-        try:
-            async with deadline:
-                await self._play()
-        except RecipeError:
-            raise
-        except Exception as error:  # an environment, a user or an engine may raise anything
-            self._stop_cancelled(error)
-            self._fail(error, f"trajectory_timeout_s: over {self.limits.trajectory_timeout_s:g} s", deadline.expired())
-        if not self.num_completion_tokens:
-            self._append_masked_end()
-        self.trajectory.timings["total"] = time.perf_counter() - started
-        return self.trajectory
-
-    async def _play(self) -> None:
-        trajectory, pool = self.trajectory, self.pool
-        environment_type = environment_class(self.task.environment)
-        self.tools = Toolbox.of(environment_type, pool.interaction)
-        trajectory.prompt_ids = pool.prompt_ids(self.task)
-        if len(trajectory.prompt_ids) > self.limits.max_prompt_tokens:
-            trajectory.stop_reason, trajectory.productivity = StopReason.PROMPT_TOO_LONG, 0.0
-            return
-        self.context = list(trajectory.prompt_ids)
-        if pool.user is not None:
-            self.user = pool.user(self.task, pool.user_options)
-        environment = environment_type(self.task, pool.environment_options.get(self.task.environment))
-        async with self._opened(environment):
-            reason: StopReason | None = None
-            while reason is None:
-                reason = await self._take_turn(environment)
-            answer = trajectory.final_answer if reason is StopReason.FINISHED else None
-            score = await self._timed("score", self.limits.score_timeout_s, environment.score(answer))
-            if not 0.0 <= score <= 1.0:
-                raise InfrastructureError(f"{self.task.environment}: score {score!r} is outside [0, 1]")
-            trajectory.stop_reason, trajectory.productivity = reason, score
-
-    async def _take_turn(self, environment: Environment) -> StopReason | None:
-        """Generate one turn, let it take effect, append what came back; the reason to stop, if there is one."""
-        turns, limits = self.trajectory.turns, self.limits
-        turn, problem = await self._generate()
-        turns.append(turn)
-        if turn.truncated and not self._fits(MIN_TURN_TOKENS):
-            return StopReason.MAX_TOKENS
-        observation = await self._react(turn, problem, environment)
-        if observation is None:
-            return StopReason.FINISHED
-        turn.is_error = observation.is_error
-        # A trajectory that ends here ends on the policy's own tokens: what came back is neither appended nor recorded.
-        if len(turns) == limits.max_turns:
-            return StopReason.MAX_TURNS
-        text = self.pool.codec.truncate(observation.text, limits.max_observation_tokens)
-        name = turn.call.name if turn.call is not None else "tool"
-        suffix = self.pool.codec.suffix_ids(text, closed=not turn.truncated, name=name)
-        if not self._fits(len(suffix) + MIN_TURN_TOKENS):
-            return StopReason.MAX_TOKENS
-        turn.observation, turn.observation_ids = text, suffix
-        self._append(suffix)
-        return None
-
-    async def _generate(self) -> tuple[Turn, str | None]:
-        """The next turn, and what the codec could not read in it."""
-        request = GenerationRequest(
-            prompt_ids=self.context,
-            max_tokens=min(self.limits.max_tokens_per_turn, self._num_left()),
-            noise_key=self.noise_key,
-            position=self.num_completion_tokens,
-            task=self.task,
-            turns=self.trajectory.turns,
-            request_id=f"{self.request_prefix}-{len(self.trajectory.turns):04d}",
-        )
-        generation = await self._timed("generate", None, self.pool.engine.generate(request))
-        ids, logprobs = generation.token_ids, generation.logprobs
-        if not 1 <= len(ids) <= request.max_tokens or len(ids) != len(logprobs):
-            raise InfrastructureError(
-                f"engine: {len(ids)} tokens with {len(logprobs)} log-probabilities for a limit of {request.max_tokens}"
-            )
-        self._append(ids)
-        parsed = self.pool.codec.parse(ids, self.tools.specs)
-        return Turn(ids, logprobs, parsed.message, call=parsed.call, truncated=not parsed.closed), parsed.error
-
-    async def _react(self, turn: Turn, problem: str | None, environment: Environment) -> Observation | None:
-        """Carry out the turn's call and return what comes back; None when the policy has finished."""
-        call = turn.call
-        if call is None:  # cut off, or nothing in it could be read
-            return Observation(problem or "There was no tool call.", is_error=True)
-        mistake = self.tools.mistake(call)
-        if mistake is not None:
-            return Observation(mistake, is_error=True)
-        if call.name == FINISH.name:
-            self.trajectory.final_answer = call.arguments["answer"]
-            return None
-        if call.name == ASK_USER.name and self.user is not None:
-            question: str = call.arguments["query"]
-            turn.question = question
-            reply = self.user.answer(question, self.trajectory.turns[:-1])
-            turn.answer = await self._timed("user", self.limits.user_timeout_s, reply)
-            return Observation(turn.answer.text)
-        return await self._timed("tool", self.limits.tool_timeout_s, environment.step(call))
-
-    async def _timed(self, kind: str, timeout_s: float | None, work: Awaitable[T]) -> T:
-        """Await `work` under a deadline and add its seconds to the timings of its kind."""
-        started = time.perf_counter()
-        deadline = asyncio.timeout(timeout_s)
-        try:
-            async with deadline:
-                return await work
-        except TimeoutError as error:
-            if deadline.expired():
-                raise InfrastructureError(f"{kind}: no result within {timeout_s:g} s") from error
-            raise
-        finally:
-            self.trajectory.timings[kind] += time.perf_counter() - started
-
-    @asynccontextmanager
-    async def _opened(self, environment: Environment) -> AsyncIterator[None]:
-        """Like `async with environment`, but with deadlines, and closed also when its set-up failed half-way."""
-        try:
-            await self._timed("tool", self.limits.tool_timeout_s, environment.setup())
-            yield
-        finally:
-            await self._timed("tool", self.limits.tool_timeout_s, environment.close())
-
-    def _append(self, ids: list[int]) -> None:
-        self.context += ids
-        self.num_completion_tokens += len(ids)
-
-    def _num_left(self) -> int:
-        return self.limits.max_completion_tokens - self.num_completion_tokens
-
-    def _fits(self, num_tokens: int) -> bool:
-        return num_tokens <= self._num_left()
-
-    def _append_masked_end(self) -> None:
-        """Give a trajectory without tokens one end-of-turn token that carries no loss: trainers reject empty ones."""
-        message = {"role": "assistant", "content": ""}
-        self.trajectory.turns.append(Turn([], [], message, observation_ids=[self.pool.codec.eos_id]))
-
-    def _stop_cancelled(self, error: Exception) -> None:
-        """Go on cancelling when an environment answered the cancellation of its session with an error of its own."""
-        current = asyncio.current_task()
-        if current is not None and current.cancelling():
-            raise asyncio.CancelledError from error
-
-    def _fail(self, error: Exception, timeout_text: str, timed_out: bool) -> None:
-        trajectory = self.trajectory
-        text = timeout_text if timed_out else f"{type(error).__name__}: {error}"
-        expected = timed_out or isinstance(error, InfrastructureError)
-        if trajectory.productivity is not None:  # only closing the environment failed: the session itself is whole
-            logger.warning("%s: after scoring: %s", self.task.task_id, text, exc_info=not expected)
-            return
-        trajectory.stop_reason, trajectory.error = StopReason.ERROR, text
-        logger.warning("%s: left out: %s", self.task.task_id, text, exc_info=not expected)

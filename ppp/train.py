@@ -33,8 +33,9 @@ from ppp.build import (
     check_engine,
 )
 from ppp.callbacks import LearningSignalGuard, MetricsWriter, Progress
+from ppp.checks import refuse
 from ppp.codec import Codec
-from ppp.config import refuse, source_options
+from ppp.config import source_options
 from ppp.data import expand, load_task_rows, mix, to_dataset
 from ppp.environments import environment_class
 from ppp.recipe import Recipe, read_recipe

@@ -37,8 +37,9 @@ from trl import SFTConfig, SFTTrainer
 
 from ppp.baselines import build_policy
 from ppp.build import build_codec, build_pool, max_context
+from ppp.checks import refuse
 from ppp.codec import Codec
-from ppp.config import EXERCISES, TOKENIZERS, WarmstartConfig, refuse, source_options
+from ppp.config import source_options
 from ppp.data import expand, load_task_rows
 from ppp.engines.scripted import ScriptedEngine
 from ppp.environments import environment_class
@@ -48,6 +49,7 @@ from ppp.run_log import read_jsonl
 from ppp.session import Toolbox
 from ppp.tiny_model import random_qwen3
 from ppp.types import RecipeError, StopReason, Task, ToolCall, Trajectory
+from ppp.warmstart_config import EXERCISES, TOKENIZERS, WarmstartConfig
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ from toy import register
 from ppp.config import PPPConfig, RecipeConfig, expand_preferences
 from ppp.preferences import PREFERENCES, SEEN, UNSEEN
 from ppp.recipe import Recipe, field_types, read_recipe
-from ppp.types import RecipeError
+from ppp.types import Answer, RecipeError, Task, Turn
+from ppp.users import USERS
+from ppp.users.base import User
+from ppp.users.crowd import session_seed
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 MINIMAL: dict[str, Any] = {
@@ -106,6 +109,66 @@ def test_a_choice_that_looks_like_a_boolean_may_be_written_as_one(tmp_path: Path
     assert read(tmp_path, importance_sampling_correction=value).config.importance_sampling_correction == expected
 
 
+class Moody(User):
+    """Has options; `mood` is a text."""
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        if not isinstance(options.get("mood"), str):
+            raise RecipeError(f"user.mood: {options.get('mood')!r} is not allowed; a text")
+
+    async def answer(self, question: str, turns: Sequence[Turn]) -> Answer:
+        raise NotImplementedError
+
+
+USER_FORMS: dict[str, tuple[tuple[str, ...], dict[str, Any], tuple[Any, Any]]] = {
+    "nothing said": ((), {}, ("scripted", "scripted")),
+    "a name": ((), {"eval_user": "scripted"}, ("scripted", "scripted")),
+    "a mapping": ((), {"user": {"kind": "moody", "mood": "a"}}, (("moody", "a"), ("moody", "a"))),
+    "another one for evaluation": ((), {"eval_user": {"kind": "moody", "mood": "b"}}, ("scripted", ("moody", "b"))),
+    "a part of it for evaluation": (
+        (),
+        {"user": {"kind": "moody", "mood": "a"}, "eval_user": {"mood": "b"}},
+        (("moody", "a"), ("moody", "b")),
+    ),
+    "a name on the command line": (("--user", "scripted"), {"user": {"kind": "moody"}}, ("scripted", "scripted")),
+    "a mapping on the command line": (("--user", "{kind: moody, mood: a}"), {}, (("moody", "a"), ("moody", "a"))),
+    "an entry on the command line": (
+        ("--user.mood", "b"),
+        {"user": {"kind": "moody", "mood": "a"}},
+        (("moody", "b"), ("moody", "b")),
+    ),
+    "an entry for a name": (("--user.mood=b", "--user", "moody"), {}, (("moody", "b"), ("moody", "b"))),
+    "an entry for evaluation": (
+        ("--eval_user.mood", "b"),
+        {"user": {"kind": "moody", "mood": "a"}},
+        (("moody", "a"), ("moody", "b")),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", USER_FORMS)
+def test_users_may_be_named_or_described_in_recipe_and_command_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(USERS, "moody", Moody)
+    options, changes, expected = USER_FORMS[name]
+    recipe = read(tmp_path, *options, **changes)
+    (tmp_path / "again.yaml").write_text(recipe.to_yaml())
+    for config in (recipe.config, read_recipe(["--config", str(tmp_path / "again.yaml")]).config):
+        crowds = config.build_crowds()
+        found = [(c.kind, c.options["mood"]) if c.options else c.kind for c in (crowds.train, crowds.evaluation)]
+        assert tuple(found) == expected
+        assert len(crowds.different) == len(set(expected)), "one service where users are the same"
+
+
+def test_the_seed_of_a_user_depends_on_run_and_session_alone() -> None:
+    task = Task("t", "toy", "p", "q", "no_ask", {})
+    other = Task("u", "toy", "p", "q", "no_ask", {})
+    assert session_seed(1, task) == session_seed(1, task) == 1541665801
+    assert len({session_seed(1, task), session_seed(2, task), session_seed(1, other)}) == 3
+
+
 BAD_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"num_generation": 4}, r"recipe key: 'num_generation' is unknown.*did you mean 'num_generations'"),
     "float for an integer": ({"max_steps": 2.5}, r"max_steps: 2.5 is not allowed; expected an integer"),
@@ -119,7 +182,8 @@ BAD_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "text for a mapping": ({"limits": "short"}, r"^limits: 'short' is not allowed; expected a mapping"),
     "numbers for texts": ({"preferences": [1]}, r"preferences: \[1\] is not allowed; expected a list of texts"),
     "text for bounds": ({"reward_clip": "wide"}, r"reward_clip: 'wide' .*a list of numbers or none"),
-    "number for a text": ({"user": 3}, r"user: 3 is not allowed; expected a text"),
+    "number for a text": ({"call_format": 3}, r"call_format: 3 is not allowed; expected a text"),
+    "number for a user": ({"user": 3}, r"^user: 3 is not allowed; expected a mapping or a text"),
     "unknown choice": ({"preference_visibility": "shown"}, r"preference_visibility: 'shown'.*stated, hidden"),
     "unknown loss": ({"loss_type": "dap"}, r"loss_type: 'dap' is unknown.*did you mean 'dapo'"),
     "unknown scheduler": (
@@ -143,6 +207,12 @@ BAD_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "no tasks": ({"train_tasks": {}}, r"train_tasks: nothing says where the tasks of 'toy'"),
     "tasks of another environment": ({"eval_tasks": {"town": "x"}}, r"eval_tasks: 'town' is unknown; allowed: toy"),
     "unknown user": ({"user": "scriptd"}, r"user: 'scriptd' is unknown.*did you mean 'scripted'"),
+    "user without a kind": ({"user": {"model": "x"}}, r"^user.kind: None is not allowed; one of .*scripted"),
+    "unknown kind": ({"user": {"kind": "scriptd"}}, r"^user.kind: 'scriptd' is unknown.*did you mean 'scripted'"),
+    "option that a user does not have": ({"user": {"kind": "scripted", "mood": 1}}, r"^user.mood: unknown"),
+    "evaluation with an unknown user": ({"eval_user": "scriptd"}, r"^eval_user: 'scriptd' is unknown"),
+    "evaluation with an unknown option": ({"eval_user": {"mood": 1}}, r"^eval_user.mood: unknown"),
+    "options of the user on their own": ({"user_options": {}}, r"recipe key: 'user_options' is unknown"),
     "unknown engine": ({"engine": "vlm"}, r"engine: 'vlm' is unknown"),
     "unknown limit": ({"limits": {"max_turn": 3}}, r"limits: 'max_turn' is unknown.*did you mean 'max_turns'"),
     "bad limit": ({"limits": {"max_turns": 0}}, r"^limits.max_turns: 0"),

@@ -37,6 +37,7 @@ from ppp.types import (
 )
 from ppp.users import USERS, user_class
 from ppp.users.base import User
+from ppp.users.crowd import Crowd
 
 Step = tuple[str, dict[str, Any]] | str  # a call, or plain text
 
@@ -194,7 +195,8 @@ def make_pool(codec: Codec) -> Iterator[Callable[..., RolloutPool]]:
     pools: list[RolloutPool] = []
 
     def make(limits: Limits = LIMITS, engine: Engine | None = None, **options: Any) -> RolloutPool:
-        pools.append(RolloutPool(engine or RecordingEngine(codec), codec, limits, **{"user": "person", **options}))
+        options = {"crowd": Crowd("person"), **options}
+        pools.append(RolloutPool(engine or RecordingEngine(codec), codec, limits, **options))
         return pools[-1]
 
     yield make
@@ -334,7 +336,7 @@ def test_prompt_that_is_too_long_is_refused(make_pool: Callable[..., RolloutPool
 
 
 def test_without_interaction_there_is_no_one_to_ask(make_pool: Callable[..., RolloutPool], codec: Codec) -> None:
-    (trajectory,) = play(make_pool(interaction=False, user="nobody"), make_task())
+    (trajectory,) = play(make_pool(interaction=False), make_task())
     assert trajectory.turns[1].is_error and "ask_user" in (trajectory.turns[1].observation or "")
     assert not trajectory.answers and not Person.seen
     assert "ask_user" not in codec.decode(trajectory.prompt_ids)
@@ -515,7 +517,6 @@ def test_limit_that_makes_no_sense_is_refused(name: str, value: object) -> None:
 
 
 BAD_OPTIONS: list[Mapping[str, Any]] = [
-    {"user": "nobody"},
     {"preference_visibility": "shouted"},
     {"max_concurrency": 0},
     {"max_workers": 1.5},

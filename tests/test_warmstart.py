@@ -13,7 +13,6 @@ from ppp import evaluate, warmstart
 from ppp.baselines.town_tokenizer import town_tokenizer
 from ppp.build import build_codec, build_pool
 from ppp.codec import Codec
-from ppp.config import WarmstartConfig
 from ppp.data import expand
 from ppp.engines.scripted import ScriptedEngine
 from ppp.environments.town import is_held_out, town_task_rows
@@ -25,6 +24,7 @@ from ppp.run_log import trajectory_record
 from ppp.tiny_model import random_qwen3
 from ppp.types import RecipeError, StopReason, Trajectory
 from ppp.warmstart import IGNORED
+from ppp.warmstart_config import WarmstartConfig
 
 OPTIONS = (
     *("--model_name_or_path", "not-made-yet"),

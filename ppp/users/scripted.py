@@ -67,7 +67,7 @@ class ScriptedUser(User):
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
         if options:
-            raise RecipeError(f"user_options: unknown option {next(iter(options))!r}; the scripted user has none")
+            raise RecipeError(f"user.{next(iter(options))}: unknown; the scripted user has no options")
 
     async def answer(self, question: str, turns: Sequence[Turn]) -> Answer:
         follows = self.follows(question, turns)
