@@ -22,7 +22,7 @@ from ppp.engines.transformers import TransformersEngine
 from ppp.recipe import Recipe
 from ppp.rollout import RolloutPool
 from ppp.tiny_model import byte_tokenizer, save_tiny_model, tiny_model
-from ppp.types import RecipeError
+from ppp.types import RecipeError, RunStoppedError
 from ppp.users.crowd import Crowd
 
 LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError)  # what transformers raises for a model that cannot be loaded
@@ -150,18 +150,19 @@ def check_crowds(crowds: Sequence[Crowd]) -> None:
 
     Raises:
         RecipeError: users that cannot be reached; one sentence.
+        RunStoppedError: the budget of a resumed run is used up.
     """
     state = PartialState()
-    problem: str | None = None
+    problem: RecipeError | RunStoppedError | None = None
     if state.is_main_process:
         try:
             asyncio.run(_check_crowds(crowds))
-        except RecipeError as error:
-            problem = str(error)
+        except (RecipeError, RunStoppedError) as error:
+            problem = error
     if state.num_processes > 1:
         problem = broadcast_object_list([problem])[0]
     if problem is not None:
-        raise RecipeError(problem)
+        raise problem
 
 
 async def _check_crowds(crowds: Sequence[Crowd]) -> None:

@@ -21,7 +21,8 @@ from typing import Any
 
 from ppp.baselines import POLICIES, build_policy
 from ppp.batch import TooManyFailuresError, check_failures
-from ppp.build import build_codec, build_engine, build_model, build_pool, build_tokenizer, check_engine
+from ppp.bookkeeping import Bookkeeper
+from ppp.build import build_codec, build_engine, build_model, build_pool, build_tokenizer, check_crowds, check_engine
 from ppp.codec import Codec
 from ppp.config import source_options
 from ppp.data import TaskRow, expand, load_task_rows
@@ -33,7 +34,8 @@ from ppp.rollout import RolloutJob, RolloutPool
 from ppp.run_log import trajectory_record
 from ppp.session import Limits
 from ppp.tiny_model import byte_tokenizer
-from ppp.types import InfrastructureError, RecipeError, Task, Trajectory
+from ppp.types import InfrastructureError, RecipeError, RunStoppedError, Task, Trajectory
+from ppp.users.crowd import Crowd, Crowds
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +151,7 @@ def group_by_preference(trajectories: Iterable[Trajectory]) -> Mapping[str, list
     return {name: group for name, group in groups.items() if group}
 
 
-def build_agent(recipe: Recipe, agent: str | None) -> RolloutPool:
+def build_agent(recipe: Recipe, agent: str | None, crowd: Crowd) -> RolloutPool:
     """A pool whose engine plays the recipe's model, or the policy made of rules that is named `agent`.
 
     A policy made of rules writes a token per byte, so the recipe's limits on tokens, which are meant for its model, do
@@ -161,7 +163,7 @@ def build_agent(recipe: Recipe, agent: str | None) -> RolloutPool:
     if agent is not None:
         policy = build_policy(agent, list(recipe.config.eval_tasks))
         codec = Codec.from_tokenizer(byte_tokenizer())
-        pool = build_pool(recipe, codec, ScriptedEngine(codec, policy))
+        pool = build_pool(recipe, codec, ScriptedEngine(codec, policy), crowd)
         unbound = {
             field.name: NO_LIMIT for field in fields(Limits) if field.name.endswith(("_tokens", "_tokens_per_turn"))
         }
@@ -171,7 +173,7 @@ def build_agent(recipe: Recipe, agent: str | None) -> RolloutPool:
     tokenizer = build_tokenizer(recipe)
     codec = build_codec(recipe, tokenizer)
     model = build_model(recipe, tokenizer).to(recipe.args.device).eval()
-    return build_pool(recipe, codec, build_engine(recipe, codec, lambda: model))
+    return build_pool(recipe, codec, build_engine(recipe, codec, lambda: model), crowd)
 
 
 def evaluate(
@@ -188,21 +190,28 @@ def evaluate(
     Raises:
         RecipeError: the operator's mistake, before a model is loaded.
         TooManyFailuresError: more sessions failed than the recipe's `max_failure_rate` allows; the results are kept.
+        RunStoppedError: a budget is used up, or an endpoint stays away; the results so far are kept.
     """
     if (output_dir / RESULTS_FILE).exists():
         raise RecipeError(f"output_dir: {str(output_dir)!r} already holds results; name a new folder")
     rows = load_held_out_rows(recipe)
     seed = recipe.args.seed
     sessions = plan_sessions(rows, recipe.config.eval_preferences, num_sessions, num_per_unseen, seed)
+    crowd = recipe.config.build_crowds().evaluation
+    check_crowds([crowd] if recipe.config.interaction else [])
     started = time.perf_counter()
     with ExitStack() as stack:
-        pool = build_agent(recipe, agent)
+        pool = build_agent(recipe, agent, crowd)
+        books = Bookkeeper(Crowds(crowd, crowd), output_dir)
+        stack.callback(books.tell)
         stack.callback(pool.engine.close)
         stack.callback(pool.close)
         output_dir.mkdir(parents=True, exist_ok=True)
         trajectories = play(pool, sessions, output_dir / RESULTS_FILE, recipe.config.reward_settings())
+        books.count(trajectories)
     summary = summarize_slices(sessions, trajectories)
     summary["agent"] = agent or recipe.config.model_name_or_path
+    summary["user"] = {"kind": crowd.kind, **crowd.options} if recipe.config.interaction else None
     summary["seed"] = seed
     summary["wall_s"] = round(time.perf_counter() - started, 2)
     summary["num_failed"] = sum(trajectory.failed for trajectory in trajectories)
@@ -224,7 +233,7 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Rec
         prog="ppp evaluate",
         usage="%(prog)s --config FILE --output_dir DIR [--agent AGENT] [--option value ...]",
         description="Play held-out sessions and compute the three scores. Other options, those of ppp train, override "
-        "the recipe.",
+        "the recipe; --eval_user says who plays the users, unless they are those of --user.",
         allow_abbrev=False,
     )
     parser.add_argument("--agent", help=f"folder of a checkpoint, or a policy made of rules: {', '.join(POLICIES)}")
@@ -253,9 +262,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RecipeError as error:
         sys.stderr.write(f"ppp evaluate: {error}\n")
         return 2
-    except (TooManyFailuresError, InfrastructureError) as error:
+    except (TooManyFailuresError, RunStoppedError, InfrastructureError) as error:
         sys.stderr.write(f"ppp evaluate: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("ppp evaluate: interrupted\n")
+        return 130
     shown = {
         name: {key: value for key, value in summary[name].items() if key != "preferences"}
         for name in SLICES

@@ -23,6 +23,7 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from ppp.batch import NoLearningSignalError, RolloutSettings, TooManyFailuresError
+from ppp.bookkeeping import Bookkeeper
 from ppp.build import (
     build_codec,
     build_engine,
@@ -30,6 +31,7 @@ from ppp.build import (
     build_peft_config,
     build_pool,
     build_tokenizer,
+    check_crowds,
     check_engine,
 )
 from ppp.callbacks import LearningSignalGuard, MetricsWriter, Progress
@@ -43,7 +45,7 @@ from ppp.rollout import build_messages
 from ppp.run_log import RunLog
 from ppp.session import Toolbox
 from ppp.trainer import PPPTrainer
-from ppp.types import InfrastructureError, RecipeError, Task
+from ppp.types import InfrastructureError, RecipeError, RunStoppedError, Task
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(read_recipe(sys.argv[1:] if argv is None else argv, PROG))
     except RecipeError as error:
         return _fail(error, EXIT_RECIPE)
-    except (TooManyFailuresError, NoLearningSignalError, InfrastructureError) as error:
+    except (TooManyFailuresError, NoLearningSignalError, RunStoppedError, InfrastructureError) as error:
         return _fail(error, EXIT_STOPPED)
     except KeyboardInterrupt:
         return _fail("interrupted; go on with --resume_from_checkpoint true", EXIT_INTERRUPTED)
@@ -90,7 +92,8 @@ def run(recipe: Recipe) -> PPPTrainer:
 
     Raises:
         RecipeError: before a model is loaded.
-        TooManyFailuresError, NoLearningSignalError: the run was stopped; there is a checkpoint.
+        TooManyFailuresError, NoLearningSignalError, RunStoppedError: the run was stopped; there is a checkpoint if a
+            step was finished.
         KeyboardInterrupt: likewise.
     """
     config, args = recipe.config, recipe.args
@@ -100,6 +103,9 @@ def run(recipe: Recipe) -> PPPTrainer:
     train_dataset = load_sessions(recipe, codec, "train_tasks", config.preferences)
     eval_dataset = load_sessions(recipe, codec, "eval_tasks", config.eval_preferences) if config.eval_tasks else None
     check_steps(recipe, len(train_dataset), eval_dataset is not None)
+    books = open_books(recipe)
+    crowds = books.crowds.different if eval_dataset is not None else [books.crowds.train]
+    check_crowds(crowds if config.interaction else [])
 
     # All processes have checked the folder before the first of them writes into it.
     PartialState().wait_for_everyone()
@@ -119,8 +125,9 @@ def run(recipe: Recipe) -> PPPTrainer:
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
-        make_pool=lambda policy: build_pool(recipe, codec, build_engine(recipe, codec, policy)),
+        make_pool=lambda policy: build_pool(recipe, codec, build_engine(recipe, codec, policy), books.crowds.train),
         settings=rollout_settings(recipe),
+        books=books,
         run_log=run_log,
         peft_config=build_peft_config(recipe),
         callbacks=[MetricsWriter(run_log), Progress(), guard],
@@ -133,7 +140,23 @@ def run(recipe: Recipe) -> PPPTrainer:
     finally:
         trainer.pool.close()
         trainer.pool.engine.close()
+        books.tell()
     return trainer
+
+
+def open_books(recipe: Recipe) -> Bookkeeper:
+    """The users of the run, and the count of what they took; a resumed run goes on counting.
+
+    Raises:
+        RecipeError: users that cannot be had, or a count that cannot be read.
+    """
+    args = recipe.args
+    books = Bookkeeper(
+        recipe.config.build_crowds(), Path(str(args.output_dir)), args.process_index, PartialState().num_processes
+    )
+    if args.resume_from_checkpoint is not None:
+        books.resume()
+    return books
 
 
 def check_output_dir(recipe: Recipe) -> Path | None:

@@ -9,15 +9,11 @@ it.
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
-from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
@@ -26,13 +22,16 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from ppp.batch import RolloutSettings, TooManyFailuresError, check_failures, term_reward, token_batch, total_reward
+from ppp.bookkeeping import Bookkeeper
 from ppp.config import PPPConfig
 from ppp.interruption import Interruption
-from ppp.rewards import TERMS, score_trajectory
+from ppp.phase import RolloutPhase
+from ppp.rewards import TERMS
 from ppp.rollout import RolloutJob, RolloutPool
-from ppp.run_log import RunLog, trajectory_record
-from ppp.step_metrics import Score, batch_metrics, evaluation_metrics, slim
-from ppp.types import Task, Trajectory
+from ppp.run_log import RunLog
+from ppp.step_metrics import batch_metrics, evaluation_metrics
+from ppp.types import RunStoppedError, Task
+from ppp.users.crowd import Crowds
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +58,7 @@ class PPPTrainer(GRPOTrainer):
         processing_class: the tokenizer.
         make_pool: gets a function that returns the policy, unwrapped; called once, when the policy is ready.
         settings: see `RolloutSettings`.
+        books: who plays the users in training and in evaluation, and what they take; None stands for the pool's users.
         run_log: where metrics and trajectories go; None keeps them from disk.
         peft_config: LoRA adapters to be trained instead of the weights.
         callbacks: see `callbacks.py`; the default progress bars of transformers are taken out.
@@ -74,6 +74,7 @@ class PPPTrainer(GRPOTrainer):
         *,
         make_pool: Callable[[Callable[[], PreTrainedModel]], RolloutPool],
         settings: RolloutSettings,
+        books: Bookkeeper | None = None,
         run_log: RunLog | None = None,
         peft_config: Any = None,
         callbacks: Sequence[TrainerCallback] = (),
@@ -95,13 +96,15 @@ class PPPTrainer(GRPOTrainer):
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
         logging.getLogger("trl.trainer.grpo_trainer").addFilter(_is_no_dump)
-        self.settings, self.run_log = settings, run_log
+        self.settings = settings
         self.pool = make_pool(lambda: self.accelerator.unwrap_model(self.model))
+        self.interruption = Interruption()
+        books = books or Bookkeeper(Crowds(self.pool.crowd, self.pool.crowd))
+        self.phase = RolloutPhase(self.pool, settings, self.accelerator, self.interruption, books, run_log)
         # TRL tells truncation by the last token, which for us may be an observation's; ours goes by the stop reason.
         self.mask_truncated_completions = False
         self.vllm_importance_sampling_correction = True  # effective only where `use_vllm` is, which we switch
         self.use_vllm = bool(settings.correction)
-        self.interruption = Interruption()
         self._is_aligned: bool | None = None
         self._tasks: list[Task] = []
         self._last_step, self._round = -1, 0
@@ -116,11 +119,17 @@ class PPPTrainer(GRPOTrainer):
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         """Play the batch's sessions and hand them to TRL as if its own rollout function had."""
         jobs = self._jobs()
-        trajectories = self._play(jobs, self.state.global_step)
-        scores = [score_trajectory(trajectory, self.settings.rewards) for trajectory in trajectories]
-        self._record(jobs, trajectories, scores, "train", self.state.global_step + 1)
+        played = self.phase.play(jobs, self.state.global_step, "train")
+        variant = self.settings.rewards.personalization
+        metrics = batch_metrics(played.everyone, played.all_scores, self.num_generations, variant)
+        for name, value in {**metrics, **played.user_metrics}.items():
+            self._log_metric(name, value)
+        check_failures(played.everyone, self.settings.max_failure_rate)
         batch = token_batch(
-            trajectories, scores, self._tokenizer.pad_token_id, mask_truncated=self.args.mask_truncated_completions
+            played.trajectories,
+            played.scores,
+            self._tokenizer.pad_token_id,
+            mask_truncated=self.args.mask_truncated_completions,
         )
         if self._is_aligned is None:
             self._check_alignment(batch)
@@ -150,54 +159,7 @@ class PPPTrainer(GRPOTrainer):
             jobs.append(RolloutJob(task, row=row, copy=copy))
         return jobs
 
-    def _play(self, jobs: list[RolloutJob], step: int) -> list[Trajectory]:
-        # Whatever draws numbers in a rollout (an engine that starts, an environment) must not move the generators that
-        # a checkpoint holds: a resumed run starts its engine anew.
-        states = random.getstate(), numpy.random.get_state()
-        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        # Several processes have to agree when to stop, which they do after each step.
-        is_alone = self.accelerator.num_processes == 1
-        try:
-            with (
-                torch.random.fork_rng(devices=devices),
-                self.interruption.interruptible() if is_alone else nullcontext(),
-            ):
-                return self.pool.run(jobs, step)
-        finally:
-            random.setstate(states[0])
-            numpy.random.set_state(states[1])
-
     # --- what is told of a batch -------------------------------------------------------------------------------------
-
-    def _record(
-        self,
-        jobs: Sequence[RolloutJob],
-        trajectories: Sequence[Trajectory],
-        scores: Sequence[Score],
-        mode: str,
-        step: int,
-    ) -> None:
-        """Write trajectories, log the batch's metrics, and stop when too much of it failed."""
-        every = self.settings.log_trajectories_every
-        if self.run_log is not None and every and (mode == "eval" or step % every == 0):
-            self.run_log.write_trajectories(
-                trajectory_record(trajectory, score, step=step, mode=mode, row=job.row, copy=job.copy)
-                for job, trajectory, score in zip(jobs, trajectories, scores, strict=True)
-            )
-        everyone, all_scores = self._gather(trajectories, scores)
-        if mode == "train":
-            variant = self.settings.rewards.personalization
-            for name, value in batch_metrics(everyone, all_scores, self.num_generations, variant).items():
-                self._log_metric(name, value)
-        check_failures(everyone, self.settings.max_failure_rate)
-
-    def _gather(
-        self, trajectories: Sequence[Trajectory], scores: Sequence[Score]
-    ) -> tuple[Sequence[Trajectory], Sequence[Score]]:
-        """The trajectories of all processes, in order, without their tokens."""
-        if self.accelerator.num_processes == 1:
-            return trajectories, scores
-        return gather_object([slim(trajectory) for trajectory in trajectories]), gather_object(list(scores))
 
     def _check_alignment(self, batch: dict[str, list[Any]]) -> None:
         """Compare the engine's log-probabilities with a forward pass, once, on the first rows of the first batch."""
@@ -304,16 +266,11 @@ class PPPTrainer(GRPOTrainer):
         was_training = self.model.training
         self.model.eval()
         try:
-            trajectories = self._play(jobs, self.state.global_step)
-            scores = [score_trajectory(trajectory, self.settings.rewards) for trajectory in trajectories]
-            self._record(jobs, trajectories, scores, "eval", self.state.global_step)
-            everyone, all_scores = self._gather(trajectories, scores)
-            metrics = {
-                f"{metric_key_prefix}_{name}": value
-                for name, value in evaluation_metrics(
-                    everyone, all_scores, self.settings.rewards.personalization
-                ).items()
-            }
+            played = self.phase.play(jobs, self.state.global_step, "eval")
+            check_failures(played.everyone, self.settings.max_failure_rate)
+            variant = self.settings.rewards.personalization
+            found = evaluation_metrics(played.everyone, played.all_scores, variant)
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in (found | played.user_metrics).items()}
             self.log(metrics)
         finally:
             self.model.train(was_training)
@@ -323,16 +280,17 @@ class PPPTrainer(GRPOTrainer):
     # --- starting, stopping, going on --------------------------------------------------------------------------------
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train. Ctrl-C, SIGTERM and too many failures leave a checkpoint of the last finished step.
+        """Train. Ctrl-C, SIGTERM, too many failures and the end of a run leave a checkpoint of the last finished step.
 
         Raises:
             KeyboardInterrupt: on SIGINT and SIGTERM.
             TooManyFailuresError: see `max_failure_rate`.
+            RunStoppedError: a budget is used up, or an endpoint stays away.
         """
         try:
             with self.interruption.handled():
                 output = super().train(*args, **kwargs)
-        except (KeyboardInterrupt, TooManyFailuresError):
+        except (KeyboardInterrupt, TooManyFailuresError, RunStoppedError):
             self.save_stopped()
             raise
         if self.interruption.told_by:

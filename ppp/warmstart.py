@@ -1,8 +1,8 @@
 """Supervised warm start: teach a model to take part in sessions at all, before RL teaches it when and how to ask.
 
-TRL's SFTTrainer on trajectories, with the loss on the policy's own tokens. The trajectories are played by a policy made
-of rules, through the pool that RL uses, or read from the files of earlier runs and filtered. A model that starts from
-random weights first does exercises, each until it gets them right, because what it cannot read it cannot learn from.
+TRL's SFTTrainer on the rows of `demonstrations.py`: trajectories played by a policy made of rules, through the pool
+that RL uses, or read from the files of earlier runs and filtered. A model that starts from random weights first does
+exercises, each until it gets them right, because what it cannot read it cannot learn from.
 Nothing here is specific to a domain; the exercises and the small tokenizer of the town are in `baselines/`.
 """
 
@@ -35,119 +35,18 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from ppp.baselines import build_policy
-from ppp.build import build_codec, build_pool, max_context
+from ppp.build import build_codec, check_crowds, max_context
 from ppp.checks import refuse
-from ppp.codec import Codec
-from ppp.config import source_options
-from ppp.data import expand, load_task_rows
-from ppp.engines.scripted import ScriptedEngine
-from ppp.environments import environment_class
+from ppp.demonstrations import Row, encode_segments, play_demonstrations, read_trajectories
 from ppp.recipe import Recipe, read_recipe
-from ppp.rollout import RolloutJob, build_messages
-from ppp.run_log import read_jsonl
-from ppp.session import Toolbox
 from ppp.tiny_model import random_qwen3
-from ppp.types import RecipeError, StopReason, Task, ToolCall, Trajectory
+from ppp.types import RecipeError, RunStoppedError
 from ppp.warmstart_config import EXERCISES, TOKENIZERS, WarmstartConfig
 
 logger = logging.getLogger(__name__)
 
-IGNORED = -100  # the label of tokens without loss
 ROWS_PER_EXERCISE = 12_800
 SUMMARY_FILE = "warmstart.json"
-Row = dict[str, list[int]]  # {"input_ids": (T,), "labels": (T,)}
-
-
-def encode_segments(tokenizer: PreTrainedTokenizerBase, segments: Sequence[tuple[str, bool]]) -> Row:
-    """A row from pieces of text, of which some carry loss."""
-    row: Row = {"input_ids": [], "labels": []}
-    for text, has_loss in segments:
-        ids = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
-        row["input_ids"] += ids
-        row["labels"] += ids if has_loss else [IGNORED] * len(ids)
-    return row
-
-
-def encode_trajectory(trajectory: Trajectory) -> Row:
-    """A row from a trajectory: loss on the policy's own tokens."""
-    ids, mask = trajectory.completion_ids, trajectory.env_mask
-    labels = [token if own else IGNORED for token, own in zip(ids, mask, strict=True)]
-    return {"input_ids": [*trajectory.prompt_ids, *ids], "labels": [IGNORED] * len(trajectory.prompt_ids) + labels}
-
-
-def encode_record(record: dict[str, Any], recipe: Recipe, codec: Codec) -> Row:
-    """A row from a line of `trajectories.jsonl` or `results.jsonl`, written anew in the dialect of `codec`."""
-    environment = environment_class(record["environment"])
-    task = Task(record["task_id"], record["environment"], record["prompt"], record["prompt"], record["preference"], {})
-    config = recipe.config
-    messages = build_messages(task, environment, config.preference_visibility, config.interaction)
-    prompt_ids = codec.prompt_ids(messages, Toolbox.of(environment, config.interaction).specs)
-    row: Row = {"input_ids": list(prompt_ids), "labels": [IGNORED] * len(prompt_ids)}
-    for turn in record["turns"]:
-        name = turn["call"]["name"] if "call" in turn else "tool"
-        call = ToolCall(name, json.loads(turn["call"]["arguments"])) if "call" in turn else None
-        own = codec.render_turn(turn["text"], call)
-        row["input_ids"] += own
-        row["labels"] += own
-        if turn["observation"] is not None:
-            suffix = codec.suffix_ids(turn["observation"], closed=True, name=name)
-            row["input_ids"] += suffix
-            row["labels"] += [IGNORED] * len(suffix)
-    return row
-
-
-def read_trajectories(recipe: Recipe, settings: WarmstartConfig, codec: Codec) -> list[Row]:
-    """Rows from the files of earlier runs: sessions that ended well, with a reward of at least `min_reward`.
-
-    Raises:
-        RecipeError: a file that is missing or cannot be read, or no session that passes.
-    """
-    rows = []
-    for name in settings.trajectories:
-        try:
-            records = read_jsonl(Path(name))
-        except (OSError, json.JSONDecodeError) as error:
-            raise refuse("warmstart.trajectories", name, f"a JSONL file of a run ({error})") from error
-        for number, record in enumerate(records, start=1):
-            if record.get("stop_reason") != StopReason.FINISHED or any(turn["is_error"] for turn in record["turns"]):
-                continue
-            scores = record.get("score") or record.get("scores")
-            if not isinstance(scores, dict):
-                raise RecipeError(
-                    f"{name}, line {number}: there is no score; name a trajectories.jsonl or results.jsonl"
-                )
-            reward = scores["reward"] if "reward" in scores else scores["productivity"]
-            if reward >= settings.min_reward:
-                rows.append(encode_record(record, recipe, codec))
-    if not rows:
-        raise RecipeError(f"warmstart.trajectories: no session with a reward of at least {settings.min_reward:g}")
-    return rows
-
-
-def play_demonstrations(recipe: Recipe, settings: WarmstartConfig, codec: Codec) -> list[Row]:
-    """Rows from sessions that a policy made of rules plays on training tasks, with users of `settings.preferences`.
-
-    Raises:
-        RecipeError: the policy does not know one of the recipe's environments.
-    """
-    config, seed = recipe.config, recipe.args.seed
-    rng = random.Random(f"demonstrations-{seed}")
-    tasks = [
-        task
-        for name in config.environments
-        for row in load_task_rows("train_tasks", name, source_options("train_tasks", config.train_tasks, name))
-        for task in expand([row], settings.preferences, seed, settings.num_precise_per_task)
-    ]
-    drawn = rng.sample(tasks, min(settings.num_demonstrations, len(tasks)))
-    policy = build_policy(settings.demonstrator, list(config.environments))
-    pool = build_pool(recipe, codec, ScriptedEngine(codec, policy))
-    try:
-        jobs = [RolloutJob(task, row=number, copy=0) for number, task in enumerate(drawn)]
-        trajectories = pool.run(jobs, step=0, progress="demonstrations")
-    finally:
-        pool.close()
-    return [encode_trajectory(trajectory) for trajectory in trajectories if not trajectory.failed]
 
 
 class _Stage(TrainerCallback):
@@ -295,6 +194,8 @@ def warm_start(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         raise refuse("output_dir", str(output_dir), "a new or empty folder")
     recipe.args.output_dir = str(output_dir)
     started = time.perf_counter()
+    if recipe.config.interaction and not settings.trajectories:
+        check_crowds([recipe.config.build_crowds().train])
     tokenizer, model = load_base(recipe, settings)
     codec = build_codec(recipe, tokenizer)
     rows = (
@@ -361,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RecipeError as error:
         sys.stderr.write(f"ppp warmstart: {error}\n")
         return 2
-    except RuntimeError as error:
+    except (RuntimeError, RunStoppedError) as error:
         sys.stderr.write(f"ppp warmstart: {error}\n")
         return 1
     sys.stdout.write(json.dumps({key: summary[key] for key in summary if key != "settings"}) + "\n")

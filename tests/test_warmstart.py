@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from ppp import evaluate, warmstart
+from ppp import demonstrations, evaluate, warmstart
 from ppp.baselines.town_tokenizer import town_tokenizer
 from ppp.build import build_codec, build_pool
 from ppp.codec import Codec
 from ppp.data import expand
+from ppp.demonstrations import IGNORED
 from ppp.engines.scripted import ScriptedEngine
 from ppp.environments.town import is_held_out, town_task_rows
 from ppp.preferences import PREFERENCES
@@ -23,7 +24,6 @@ from ppp.rollout import RolloutJob
 from ppp.run_log import trajectory_record
 from ppp.tiny_model import random_qwen3
 from ppp.types import RecipeError, StopReason, Trajectory
-from ppp.warmstart import IGNORED
 from ppp.warmstart_config import WarmstartConfig
 
 OPTIONS = (
@@ -64,7 +64,7 @@ def codec_of(recipe: Recipe) -> Codec:
 
 
 def play_demonstrator(recipe: Recipe, codec: Codec, num: int = 60) -> list[Trajectory]:
-    policy = warmstart.build_policy("demonstrator", ["town"])
+    policy = demonstrations.build_policy("demonstrator", ["town"])
     tasks = expand(list(town_task_rows("train", num)), ["no_preference", "json", "answer_more"], seed=0)[:num]
     pool = build_pool(recipe, codec, ScriptedEngine(codec, policy))
     try:
@@ -125,7 +125,7 @@ def test_demonstrations_carry_loss_on_the_policys_own_tokens_alone() -> None:
     recipe = recipe_of()
     codec = codec_of(recipe)
     for trajectory in play_demonstrator(recipe, codec):
-        row = warmstart.encode_trajectory(trajectory)
+        row = demonstrations.encode_trajectory(trajectory)
         own = [token for turn in trajectory.turns for token in turn.completion_ids]
         assert [label for label in row["labels"] if label != IGNORED] == own
         assert all(label in (IGNORED, token) for token, label in zip(row["input_ids"], row["labels"], strict=True))
@@ -140,22 +140,22 @@ def test_demonstrations_carry_loss_on_the_policys_own_tokens_alone() -> None:
 
 def test_segments_carry_loss_where_they_say() -> None:
     tokenizer = town_tokenizer()
-    row = warmstart.encode_segments(tokenizer, [("In parser", False), (" f12", True), ("<|end|>", False)])
+    row = demonstrations.encode_segments(tokenizer, [("In parser", False), (" f12", True), ("<|end|>", False)])
     assert tokenizer.decode(row["input_ids"]) == "In parser f12<|end|>"
     assert [label for label in row["labels"] if label != IGNORED] == [tokenizer.convert_tokens_to_ids(" f12")]
 
 
 def test_demonstrations_are_of_training_tasks_and_meet_every_user(monkeypatch: pytest.MonkeyPatch) -> None:
     played: list[Trajectory] = []
-    encode = warmstart.encode_trajectory
+    encode = demonstrations.encode_trajectory
 
     def spy(trajectory: Trajectory) -> dict[str, list[int]]:
         played.append(trajectory)
         return encode(trajectory)
 
-    monkeypatch.setattr(warmstart, "encode_trajectory", spy)
+    monkeypatch.setattr(demonstrations, "encode_trajectory", spy)
     recipe = recipe_of("--warmstart.num_demonstrations", "150", "--train_tasks.town.num", "20")
-    rows = warmstart.play_demonstrations(recipe, settings_of(recipe), codec_of(recipe))
+    rows = demonstrations.play_demonstrations(recipe, settings_of(recipe), codec_of(recipe))
     assert len(rows) == len(played) == 150
     details = [trajectory.task.payload["details"] for trajectory in played]
     assert not any(is_held_out(place["module"], place["operation"], place["object"]) for place in details)
@@ -165,7 +165,7 @@ def test_demonstrations_are_of_training_tasks_and_meet_every_user(monkeypatch: p
 
 def test_demonstrations_meet_only_the_users_that_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of("--warmstart.preferences", "[seen]", "--warmstart.num_demonstrations", "1000")
-    rows = warmstart.play_demonstrations(recipe, settings_of(recipe), codec_of(recipe))
+    rows = demonstrations.play_demonstrations(recipe, settings_of(recipe), codec_of(recipe))
     assert len(rows) == 8 * (12 + 5), "no more than there are"
     text = "".join(codec_of(recipe).decode(row["input_ids"]) for row in rows)
     assert PREFERENCES["no_ask"].description in text and PREFERENCES["json"].description not in text
@@ -191,9 +191,9 @@ def test_file_of_a_run_gives_the_rows_of_its_trajectories(tmp_path: Path) -> Non
             str(least),
         )
         chosen = recipe_of(*options)
-        rows = warmstart.read_trajectories(chosen, settings_of(chosen), codec)
+        rows = demonstrations.read_trajectories(chosen, settings_of(chosen), codec)
         expected = [t for t, reward in zip(good, rewards, strict=True) if reward >= least]
-        assert rows == [warmstart.encode_trajectory(trajectory) for trajectory in expected]
+        assert rows == [demonstrations.encode_trajectory(trajectory) for trajectory in expected]
 
 
 def test_file_of_an_evaluation_can_be_learned_from(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_file_of_an_evaluation_can_be_learned_from(tmp_path: Path) -> None:
     assert evaluate.main([*played, "--num_sessions", "12", "--sessions_per_unseen_preference", "0"]) == 0
     recipe = recipe_of("--warmstart.trajectories", f"[{tmp_path / evaluate.RESULTS_FILE}]")
     codec = codec_of(recipe)
-    rows = warmstart.read_trajectories(recipe, settings_of(recipe), codec)
+    rows = demonstrations.read_trajectories(recipe, settings_of(recipe), codec)
     assert rows and all("<function=finish>" in codec.decode(row["input_ids"]) for row in rows)
 
 
@@ -220,7 +220,7 @@ def test_file_that_cannot_be_learned_from_is_refused(tmp_path: Path, content: st
         path.write_text(content)
     recipe = recipe_of("--warmstart.trajectories", f"[{path}]")
     with pytest.raises(RecipeError, match=problem):
-        warmstart.read_trajectories(recipe, settings_of(recipe), codec_of(recipe))
+        demonstrations.read_trajectories(recipe, settings_of(recipe), codec_of(recipe))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,135 @@
+"""One rollout phase of training: a batch's sessions are played, scored, written down and told to all processes.
+
+What a session is stands in `playing.py`, what the trainer does with the result in `trainer.py`. No TRL in here.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from ppp.batch import RolloutSettings
+from ppp.bookkeeping import Bookkeeper
+from ppp.interruption import Interruption
+from ppp.rewards import score_trajectory
+from ppp.rollout import RolloutJob, RolloutPool
+from ppp.run_log import RunLog, trajectory_record
+from ppp.step_metrics import Score, slim
+from ppp.types import RunStoppedError, Trajectory
+
+Mode = Literal["train", "eval"]
+
+
+@dataclass(frozen=True)
+class Played:
+    """A batch after its rollout.
+
+    Attributes:
+        trajectories, scores: of this process, in the order of its jobs.
+        everyone, all_scores: of all processes, in their order; without tokens where there are several.
+        user_metrics: what the users took, see `Bookkeeper.collect`.
+    """
+
+    trajectories: Sequence[Trajectory]
+    scores: Sequence[Score]
+    everyone: Sequence[Trajectory]
+    all_scores: Sequence[Score]
+    user_metrics: dict[str, float]
+
+
+class RolloutPhase:
+    """Plays batches of sessions for a trainer.
+
+    Args:
+        pool: where they are played.
+        settings: how they are scored and how often they are written.
+        accelerator: tells of the other processes, all of which play at the same time.
+        interruption: a single process may be interrupted in the middle of a rollout.
+        books: who the users are, and what they take.
+        run_log: where trajectories go; None keeps them from disk.
+    """
+
+    def __init__(
+        self,
+        pool: RolloutPool,
+        settings: RolloutSettings,
+        accelerator: Accelerator,
+        interruption: Interruption,
+        books: Bookkeeper,
+        run_log: RunLog | None,
+    ) -> None:
+        self.pool, self.settings, self.accelerator = pool, settings, accelerator
+        self.interruption, self.books, self.run_log = interruption, books, run_log
+
+    def play(self, jobs: Sequence[RolloutJob], step: int, mode: Mode) -> Played:
+        """Play all jobs.
+
+        Args:
+            step: finished updates; a training batch is written down under the update that it goes into.
+
+        Raises:
+            RunStoppedError: on all processes, if it was raised on any.
+        """
+        trajectories, stop = self._run(jobs, step, mode)
+        user_metrics = self.books.collect()
+        stops = [text for text in gather_object([stop]) if text is not None]
+        if stops:
+            raise RunStoppedError(stops[0])
+        scores = [score_trajectory(trajectory, self.settings.rewards) for trajectory in trajectories]
+        self._write(jobs, trajectories, scores, step + (mode == "train"), mode)
+        everyone, all_scores = self._gather(trajectories, scores)
+        self.books.count(everyone)
+        return Played(trajectories, scores, everyone, all_scores, user_metrics)
+
+    def _run(self, jobs: Sequence[RolloutJob], step: int, mode: Mode) -> tuple[list[Trajectory], str | None]:
+        """The trajectories, or why the run has to stop."""
+        # Whatever draws numbers in a rollout (an engine that starts, an environment) must not move the generators that
+        # a checkpoint holds: a resumed run starts its engine anew.
+        states = random.getstate(), numpy.random.get_state()
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        # Several processes have to agree when to stop, which they do after each step.
+        is_alone = self.accelerator.num_processes == 1
+        crowds = self.books.crowds
+        try:
+            with (
+                torch.random.fork_rng(devices=devices),
+                self.interruption.interruptible() if is_alone else nullcontext(),
+            ):
+                crowd = crowds.train if mode == "train" else crowds.evaluation
+                return self.pool.run(jobs, step, crowd=crowd), None
+        except RunStoppedError as error:
+            return [], str(error)
+        finally:
+            random.setstate(states[0])
+            numpy.random.set_state(states[1])
+
+    def _write(
+        self,
+        jobs: Sequence[RolloutJob],
+        trajectories: Sequence[Trajectory],
+        scores: Sequence[Score],
+        step: int,
+        mode: Mode,
+    ) -> None:
+        every = self.settings.log_trajectories_every
+        if self.run_log is not None and every and (mode == "eval" or step % every == 0):
+            self.run_log.write_trajectories(
+                trajectory_record(trajectory, score, step=step, mode=mode, row=job.row, copy=job.copy)
+                for job, trajectory, score in zip(jobs, trajectories, scores, strict=True)
+            )
+
+    def _gather(
+        self, trajectories: Sequence[Trajectory], scores: Sequence[Score]
+    ) -> tuple[Sequence[Trajectory], Sequence[Score]]:
+        """The trajectories of all processes, in order, without their tokens."""
+        if self.accelerator.num_processes == 1:
+            return trajectories, scores
+        return gather_object([slim(trajectory) for trajectory in trajectories]), gather_object(list(scores))
