@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "ppp.evaluate",
         "play held-out sessions with a model or a rule-made agent and report the three scores",
     ),
+    "vaguenize": ("ppp.vaguenize_cli", "rewrite precise prompts, issues or search questions into vague ones, checked"),
     "report": ("ppp.report", "plots and tables of a run"),
 }
 

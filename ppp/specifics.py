@@ -1,4 +1,4 @@
-"""The specific details of a text: code, addresses, paths, options, versions, references, messages, identifiers, numbers.
+"""The specific details of a text: code, addresses, paths, options, versions, messages, identifiers, numbers.
 
 Counting only, and no verdict: what a vague text may keep is decided in `vague_checks.py`, which comes next. Every
 stretch of a text belongs to one kind at most. The kinds are looked for in the order of the table, and what one of them
@@ -42,10 +42,10 @@ KINDS: Mapping[str, re.Pattern[str]] = {
     "message": re.compile(
         r"\"(?P<inner>[^\"\n]{2,300})\"|“(?P<curly>[^”\n]{2,300})”|«(?P<french>[^»\n]{2,300})»"
         r"|„(?P<german>[^“”\n]{2,300})[“”]|(?<![\w'])'(?P<single>[^'\n]{2,120})'(?![\w'])"
-        rf"|\b(?:\w+\.)*{_ERROR}: \S.*"
+        rf"|(?<![\w.])(?:\w+\.){{0,8}}{_ERROR}: \S.*"
     ),
     "path": re.compile(
-        r"(?<![\w/.\\])(?:"
+        r"(?<![\w/.\\+@-])(?:"
         r"(?:~|\.{1,2}|[A-Za-z]:)?(?:[\\/][\w.+@-]+){2,}/?"
         r"|(?:~|\.{1,2})/[\w.+-]+"
         r"|[\w.+@-]+(?:[\\/][\w.+@-]+){2,}"
@@ -72,24 +72,27 @@ KINDS: Mapping[str, re.Pattern[str]] = {
 }
 
 # Names of products that are written like identifiers and tell nothing about a program.
-PRODUCTS = frozenset(
-    "github gitlab bitbucket macos javascript typescript latex pypi stackoverflow openai youtube wikipedia ios ipython"
-    " postgresql mysql sqlite mongodb numpy scipy pytorch tensorflow vscode pycharm iphone mcdonald linkedin".split()
-)
+_PRODUCTS = """
+    github gitlab bitbucket macos ios javascript typescript latex pypi stackoverflow openai youtube wikipedia ipython
+    postgresql mysql sqlite mongodb numpy scipy pytorch tensorflow vscode pycharm iphone linkedin
+"""
+PRODUCTS = frozenset(_PRODUCTS.split())
 
 # In a search question it is names that narrow down what is meant.
 _UPPER = r"[A-ZÀ-ÖØ-ÞĀĂĄĆČĎĐĒĘĚŁŃŇÓŐŒŘŚŞŠŤŪŮŰŹŻŽΑ-ΩА-Я]"
 _NAME_WORD = rf"{_UPPER}[\w'’&-]*\.?(?:(?<=\b\w\.){_UPPER}\.)*"
 _LINK = r"(?:of|the|and|for|in|on|at|de|del|della|di|da|du|des|la|le|van|von|der|den|y|e|et|und|&)"
 NAME = re.compile(rf"\b{_NAME_WORD}(?:\s+(?:{_LINK}\s+){{0,2}}{_NAME_WORD})*")
-_OPENERS = frozenset(
-    "who whom whose what which when where why how the a an in on at of for from by to is are was were did does do has have"
-    " had can could if after before during name give find tell i this that these those it its there and or but as with"
-    " chi che cosa quale quali quando dove come il lo la i gli le un una in di da"
-    " wer wen wem wessen was welche welcher welches welchen wann wo wie warum der die das ein eine im am"
-    " qui que quoi quel quelle quels quelles quand où comment le les un une en dans au"
-    " quién quiénes qué cuál cuándo dónde cómo el los las en".split()
-)
+_OPENING_WORDS = """
+    who whom whose what which when where why how the a an in on at of for from by to is are was were did does do has
+    have had can could if after before during name give find tell i this that these those it its there and or but as
+    with besides
+    chi che cosa quale quali quando dove come il lo la i gli le un una in di da
+    wer wen wem wessen was welche welcher welches welchen wann wo wie warum der die das ein eine im am
+    qui que quoi quel quelle quels quelles quand où comment le les un une en dans au
+    quién quiénes qué cuál cuándo dónde cómo el los las en
+"""
+_OPENERS = frozenset(_OPENING_WORDS.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +145,9 @@ def _key(text: str) -> str:
 def _classified(kind: str, match: re.Match[str]) -> Specific | None:
     """What a match is: something quoted may be a path or a version rather than a message; some matches are nothing."""
     text = match.group().strip()
-    quoted = next((value for name, value in match.groupdict().items() if value and name not in ("fence", "ticks")), None)
+    quoted = next(
+        (value for name, value in match.groupdict().items() if value and name not in ("fence", "ticks")), None
+    )
     if quoted is not None:
         inner = quoted.strip()
         for other in ("url", "path", "option", "version", "reference", "identifier", "number"):
