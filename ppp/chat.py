@@ -1,0 +1,440 @@
+"""The gateway to any OpenAI-compatible chat model: one `chat` call in, one text out, or one of two errors.
+
+Around the `openai` package's client (with its aiohttp transport) it puts what a run needs: retries that honour the
+server's wishes, deadlines, rates, a cache, a ledger with a budget, and an end when an endpoint stays away. It knows
+nothing of users or prompts, and it does not look into an answer: `chat_structured.py` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from openai import (
+    DEFAULT_CONNECTION_LIMITS,
+    APIConnectionError,
+    APIStatusError,
+    AsyncOpenAI,
+    DefaultAioHttpClient,
+    Omit,
+    OpenAIError,
+    Timeout,
+)
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_before_delay,
+    wait_random_exponential,
+)
+
+from ppp import chat_failures
+from ppp.chat_cache import ChatCache, Recorded
+from ppp.chat_endpoint import ChatEndpoint
+from ppp.chat_failures import REPLACED_PARAMETERS, RequestFailure
+from ppp.chat_ledger import ChatLedger, Prices, Usage
+from ppp.chat_limits import OutageWatch, TokenRate, request_rate
+from ppp.types import InfrastructureError, RecipeError, RunStoppedError
+
+__all__ = ["ChatEndpoint", "ChatGateway", "ChatReply", "RequestRefusedError"]
+
+logger = logging.getLogger(__name__)
+
+Messages = Sequence[Mapping[str, Any]]
+
+CHECK_DEADLINE_S = 30.0
+CHECK_RETRIES = 2
+CHECK_MESSAGES = ({"role": "user", "content": "Say OK."},)
+CHECK_MAX_TOKENS = 16
+CONNECT_TIMEOUT_S = 10.0
+BACKOFF = wait_random_exponential(multiplier=0.5, max=15)
+CHARS_PER_TOKEN = 4  # an estimate, used where the endpoint has not counted
+COMPLETION_TOKENS = 256  # an estimate, used where a request has no limit
+
+
+class RequestRefusedError(InfrastructureError):
+    """The endpoint does not take this request (400, 413, 422): it works, and the same request never will."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatReply:
+    """An answer. `cached`: from our cache, or shared with an identical request that was under way."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached: bool
+    finish_reason: str | None
+
+
+class _Connection:
+    """What belongs to one event loop: the HTTP client, slots and rates, and the deadlines of the calls under way."""
+
+    def __init__(self, endpoint: ChatEndpoint) -> None:
+        key = endpoint.api_key()
+        # Sent with each request, because those of the client may be added to by variables of the environment.
+        self.headers: dict[str, str | Omit] = {"Authorization": f"Bearer {key}" if key else Omit()}
+        if endpoint.base_url is not None:  # who pays at OpenAI is no business of another host
+            self.headers |= {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
+        timeout = Timeout(endpoint.timeout_s, connect=min(CONNECT_TIMEOUT_S, endpoint.timeout_s))
+        self.client = AsyncOpenAI(
+            api_key=key or "none",
+            base_url=endpoint.url,
+            max_retries=0,
+            timeout=timeout,
+            http_client=DefaultAioHttpClient(limits=DEFAULT_CONNECTION_LIMITS, timeout=timeout),
+        )
+        self.loop = asyncio.get_running_loop()
+        self.slots = asyncio.Semaphore(endpoint.max_concurrency)
+        self.requests = request_rate(endpoint.requests_per_minute) if endpoint.requests_per_minute else None
+        self.tokens = TokenRate(endpoint.tokens_per_minute) if endpoint.tokens_per_minute else None
+        self.deadlines: set[asyncio.Timeout] = set()
+
+
+class ChatGateway:
+    """One endpoint as the sessions of a run see it.
+
+    Works in any event loop, with its own connections in each; `close` lets go of those of the running loop.
+
+    Args:
+        endpoint: what to ask, and how.
+        cache: where answers are kept; None asks every time.
+        ledger: where calls are counted; shared by the gateways of a run. None makes one.
+
+    Raises:
+        RecipeError: the ledger has a `max_cost`, but the endpoint no prices.
+    """
+
+    def __init__(
+        self, endpoint: ChatEndpoint, *, cache: ChatCache | None = None, ledger: ChatLedger | None = None
+    ) -> None:
+        self.endpoint, self.cache = endpoint, cache
+        self.ledger = ChatLedger() if ledger is None else ledger
+        self.ledger.open_account(
+            endpoint.label, Prices(endpoint.input_price, endpoint.output_price, endpoint.cached_input_price)
+        )
+        self._connections: dict[asyncio.AbstractEventLoop, _Connection] = {}
+        self._outage = OutageWatch(endpoint.max_outage_s)
+        self._stopped: str | None = None
+        self._replaced: set[str] = set()
+        self._refused_formats: set[str] = set()
+
+    async def chat(
+        self,
+        messages: Messages,
+        *,
+        response_format: Mapping[str, Any] | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+    ) -> ChatReply:
+        """Ask once, whatever it takes.
+
+        Args:
+            messages: as the protocol has them.
+            response_format: as the protocol has it; None for free text.
+            max_tokens, temperature: None takes the endpoint's.
+            seed: passed on; also tells otherwise identical requests apart in the cache.
+
+        Raises:
+            InfrastructureError: no answer within the deadline and the retries; `RequestRefusedError` if the endpoint
+                does not take this request.
+            RunStoppedError: the budget is used up, the endpoint stays away or refuses for good, or a replay has no
+                recorded answer.
+        """
+        request = self._request(messages, response_format, max_tokens, temperature, seed)
+        cached = False
+        try:
+            if self.cache is None:
+                answer = await self._ask(request)
+            else:
+                answer, cached = await self.cache.answer(request, partial(self._ask, request))
+        except InfrastructureError:
+            self.ledger.record(self.endpoint.label, given_up=True)
+            raise
+        self.ledger.record(self.endpoint.label, cached=cached)
+        return ChatReply(answer.text, answer.prompt_tokens, answer.completion_tokens, cached, answer.finish_reason)
+
+    async def check(self) -> None:
+        """Send one tiny request, unless answers are replayed, and let the connections go again.
+
+        Raises:
+            RecipeError: one sentence that names model, address and cause.
+        """
+        if self.cache is not None and self.cache.replays:
+            return
+        request = self._request(CHECK_MESSAGES, None, CHECK_MAX_TOKENS, None, None)
+        connection = self._connect()
+        problem = hint = ""
+        try:
+            async with asyncio.timeout(CHECK_DEADLINE_S):
+                await self._retrying(CHECK_RETRIES, CHECK_DEADLINE_S)(self._request_once, connection, request)
+        except RequestFailure as failure:
+            if failure.kind not in ("empty answer", "length"):  # a model that thinks needs more than a tiny request
+                problem = failure.text
+                hint = _hint(self.endpoint, failure)
+                if failure.status == 404:
+                    hint = await self._offered(connection) or hint
+        except TimeoutError:
+            problem = f"no answer within {CHECK_DEADLINE_S:g} s"
+        finally:
+            await self.close()
+        if problem:
+            raise RecipeError(f"{self.endpoint.name} cannot be used: {problem.rstrip('.')}{hint}.")
+
+    async def close(self) -> None:
+        """Close the connections of the running event loop; they are opened again when needed."""
+        connection = self._connections.pop(asyncio.get_running_loop(), None)
+        if connection is not None:
+            await connection.client.close()
+
+    def refuses_format(self, response_format: Mapping[str, Any]) -> bool:
+        """Whether the endpoint is known not to take this `response_format`."""
+        text = json.dumps(response_format, sort_keys=True)
+        if text not in self._refused_formats and self.cache is not None and self.cache.knows(self._refusal(text)):
+            self._refused_formats.add(text)
+        return text in self._refused_formats
+
+    def remember_refusal(self, response_format: Mapping[str, Any]) -> None:
+        """Never ask for this `response_format` again; kept in the cache, so that a replay asks as the run did."""
+        text = json.dumps(response_format, sort_keys=True)
+        if text not in self._refused_formats:
+            self._refused_formats.add(text)
+            logger.warning("%s does not take response_format %s", self.endpoint.name, response_format.get("type"))
+            if self.cache is not None:
+                self.cache.remember(self._refusal(text))
+
+    def _refusal(self, text: str) -> dict[str, str]:
+        return {"model": self.endpoint.model, "refused_format": text}
+
+    def _request(
+        self,
+        messages: Messages,
+        response_format: Mapping[str, Any] | None,
+        max_tokens: int | None,
+        temperature: float | None,
+        seed: int | None,
+    ) -> dict[str, Any]:
+        """The request as it is meant, which is what the cache goes by: without address, key, and absent fields."""
+        request: dict[str, Any] = {
+            "model": self.endpoint.model,
+            "messages": [dict(message) for message in messages],
+            "response_format": response_format,
+            "max_tokens": self.endpoint.max_tokens if max_tokens is None else max_tokens,
+            "temperature": self.endpoint.temperature if temperature is None else temperature,
+            "seed": seed,
+            "extra_body": dict(self.endpoint.extra_body) or None,
+        }
+        return {name: value for name, value in request.items() if value is not None}
+
+    def _connect(self) -> _Connection:
+        loop = asyncio.get_running_loop()
+        if loop not in self._connections:
+            self._connections = {old: kept for old, kept in self._connections.items() if not old.is_closed()}
+            self._connections[loop] = _Connection(self.endpoint)
+        return self._connections[loop]
+
+    async def _ask(self, request: Mapping[str, Any]) -> Recorded:
+        """Attempts until one succeeds, the deadline passes, or the run has to stop."""
+        self._raise_if_stopped()
+        connection = self._connect()
+        error: Exception
+        last_failure: list[RequestFailure] = []
+        attempt = partial(self._attempt, connection, request, last_failure)
+        try:
+            async with asyncio.timeout(self.endpoint.deadline_s) as deadline:
+                connection.deadlines.add(deadline)
+                try:
+                    return await self._retrying(self.endpoint.max_retries, self.endpoint.deadline_s)(attempt)
+                finally:
+                    connection.deadlines.discard(deadline)
+        except TimeoutError:
+            last = f"; the last attempt: {last_failure[-1]}" if last_failure else ", not even a turn to ask"
+            error = InfrastructureError(f"{self.endpoint.name}: no answer within {self.endpoint.deadline_s:g} s{last}")
+        except RequestFailure as failure:
+            refused = failure.status is not None and not failure.retry
+            error = (RequestRefusedError if refused else InfrastructureError)(f"{self.endpoint.name}: {failure}")
+        # Raised outside of the handlers: what they caught may quote a part of the key.
+        self._raise_if_stopped()
+        raise error
+
+    def _retrying(self, max_retries: int, deadline_s: float) -> AsyncRetrying:
+        return AsyncRetrying(
+            stop=stop_after_attempt(max_retries + 1) | stop_before_delay(deadline_s),
+            wait=_wait,
+            retry=retry_if_exception(lambda error: isinstance(error, RequestFailure) and error.retry),
+            sleep=asyncio.sleep,
+            reraise=True,
+        )
+
+    async def _attempt(
+        self, connection: _Connection, request: Mapping[str, Any], last_failure: list[RequestFailure]
+    ) -> Recorded:
+        """One request, with what its failure means for the run."""
+        self._raise_if_stopped()
+        started = time.monotonic()
+        try:
+            answer = await self._request_once(connection, request)
+        except RunStoppedError as error:
+            self._stop(str(error))
+            raise
+        except RequestFailure as failure:
+            last_failure[:] = [failure]
+            if failure.is_final:
+                self._stop(f"{self.endpoint.name} will not answer in this run: {failure}.")
+            elif failure.retry and failure.unsupported is None and self._outage.failed(started, time.monotonic()):
+                self._stop(
+                    f"{self.endpoint.name} has answered nothing for {self.endpoint.max_outage_s:g} s; "
+                    f"the last error: {failure}."
+                )
+            raise
+        self._outage.succeeded()
+        return answer
+
+    async def _request_once(self, connection: _Connection, request: Mapping[str, Any]) -> Recorded:
+        """Wait for a turn, send, count. A slot is held only while the endpoint works."""
+        estimate = _estimate_tokens(request)
+        if connection.requests is not None:
+            await connection.requests.acquire()
+        if connection.tokens is not None:
+            await connection.tokens.acquire(estimate)
+        label = self.endpoint.label
+        async with connection.slots:
+            self.ledger.begin_request(label)
+            started = time.monotonic()
+            usage, latency_s, failed = None, None, "cancelled"
+            try:
+                content = await self._send(connection, request)
+                answer, usage = read_answer(content, request)
+                failed = "length" if answer.finish_reason == "length" else ""
+                latency_s = time.monotonic() - started
+            except RequestFailure as failure:
+                usage, failed = failure.usage, failure.kind
+                raise
+            finally:
+                self.ledger.end_request(label, usage=usage, latency_s=latency_s, failure=failed or None)
+                if connection.tokens is not None and usage is not None:
+                    connection.tokens.correct(usage.prompt_tokens + usage.completion_tokens - estimate)
+        return answer
+
+    async def _send(self, connection: _Connection, request: Mapping[str, Any]) -> bytes:
+        """The body of the endpoint's answer."""
+        body = {(REPLACED_PARAMETERS[k] if k in self._replaced else k): value for k, value in request.items()}
+        body.pop(None, None)
+        failure: RequestFailure
+        try:
+            async with asyncio.timeout(self.endpoint.timeout_s):
+                raw = await connection.client.chat.completions.with_raw_response.create(
+                    **body, extra_headers=connection.headers
+                )
+                return raw.content
+        except TimeoutError:
+            failure = RequestFailure("timeout", f"timeout after {self.endpoint.timeout_s:g} s", retry=True)
+        except APIStatusError as error:
+            key = self.endpoint.api_key()
+            failure = chat_failures.of_status(error.status_code, error.response.headers, error.response.content, key)
+        except APIConnectionError as error:
+            failure = chat_failures.of_exception(error, self.endpoint.api_key())
+        if failure.unsupported in body:
+            self._replaced.add(failure.unsupported)
+            failure.retry, failure.retry_after_s = True, 0.0
+            logger.warning(
+                "%s does not take %s; %s", self.endpoint.name, failure.unsupported,
+                f"it gets {REPLACED_PARAMETERS[failure.unsupported]}" if REPLACED_PARAMETERS[failure.unsupported]
+                else "it is left out",
+            )  # fmt: skip
+        raise failure
+
+    async def _offered(self, connection: _Connection) -> str:
+        """The models that the endpoint has, as far as it says, as a clause of a sentence."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                raw = await connection.client.models.with_raw_response.list(extra_headers=connection.headers)
+            names = [str(model["id"]) for model in json.loads(raw.content)["data"]]
+        except (OpenAIError, TimeoutError, ValueError, LookupError, TypeError):
+            return ""
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        return f"; model {self.endpoint.model!r} is not among those that it offers: {shown}" if shown else ""
+
+    def _stop(self, message: str) -> None:
+        """End every call under way, and all that are still to come."""
+        if self._stopped is not None:
+            return
+        self._stopped = message
+        connection = self._connect()
+        for deadline in connection.deadlines:
+            if not deadline.expired():
+                deadline.reschedule(connection.loop.time())
+
+    def _raise_if_stopped(self) -> None:
+        if self._stopped is not None:
+            raise RunStoppedError(self._stopped)
+
+
+def read_answer(content: bytes, request: Mapping[str, Any]) -> tuple[Recorded, Usage]:
+    """Text and usage of a response body.
+
+    Raises:
+        RequestFailure: there is no answer in it.
+    """
+    try:
+        body = json.loads(content)
+    except ValueError:
+        raise RequestFailure("invalid JSON", "the body is no JSON", retry=True) from None
+    if isinstance(body, dict) and body.get("error"):  # some relays answer 200 with an error inside
+        raise RequestFailure("error in body", "the body holds an error instead of an answer", retry=True)
+    try:
+        choice = body["choices"][0]
+        text, reason = choice["message"].get("content"), choice.get("finish_reason")
+        usage = _usage(body.get("usage"), text, request)
+    except (LookupError, TypeError, AttributeError):
+        raise RequestFailure("invalid body", "the body is no chat completion", retry=True) from None
+    if not isinstance(text, str) or not text.strip():
+        kind = reason if reason in ("length", "content_filter") else "empty answer"
+        raise RequestFailure(kind, f"an empty answer (finish_reason {reason})", retry=True, usage=usage)
+    return Recorded(text, usage.prompt_tokens, usage.completion_tokens, reason), usage
+
+
+def _usage(counts: Any, text: Any, request: Mapping[str, Any]) -> Usage:
+    """The tokens as the endpoint counts them, or an estimate where it does not."""
+    if not isinstance(counts, dict) or not isinstance(counts.get("prompt_tokens"), int):
+        return Usage(_num_chars(request) // CHARS_PER_TOKEN, len(text or "") // CHARS_PER_TOKEN)
+    details = counts.get("prompt_tokens_details") or {}
+    return Usage(counts["prompt_tokens"], counts.get("completion_tokens") or 0, details.get("cached_tokens") or 0)
+
+
+def _num_chars(request: Mapping[str, Any]) -> int:
+    return sum(len(str(message.get("content"))) for message in request["messages"])
+
+
+def _estimate_tokens(request: Mapping[str, Any]) -> int:
+    """Prompt and completion of a request that is about to be sent."""
+    return _num_chars(request) // CHARS_PER_TOKEN + int(request.get("max_tokens") or COMPLETION_TOKENS)
+
+
+def _wait(state: RetryCallState) -> float:
+    """Seconds until the next attempt: what the server asked for and a little more, or a random backoff that grows."""
+    failure = state.outcome.exception() if state.outcome is not None else None
+    if isinstance(failure, RequestFailure) and failure.retry_after_s is not None:
+        return failure.retry_after_s + BACKOFF(state) * min(1.0, failure.retry_after_s / 10)
+    return BACKOFF(state)
+
+
+def _hint(endpoint: ChatEndpoint, failure: RequestFailure) -> str:
+    """What an operator can do about a failed check, as a clause of a sentence."""
+    if "chat template" in failure.text.lower() or "chat_template" in failure.text.lower():
+        return "; its tokenizer has no chat template, so serve the model with one (vllm serve --chat-template)"
+    if failure.status in (401, 403):
+        if not endpoint.api_key():
+            return "; no key was sent, name the environment variable that holds it in api_key_env"
+        return f"; look at the key in {endpoint.api_key_env or 'OPENAI_API_KEY'}"
+    if failure.status == 404:
+        return "; base_url usually ends in /v1" if not endpoint.url.rstrip("/").endswith("/v1") else ""
+    return "; nothing listens there" if failure.kind == "connection" else ""
