@@ -81,7 +81,7 @@ PRODUCTS = frozenset(_PRODUCTS.split())
 # In a search question it is names that narrow down what is meant.
 _UPPER = r"[A-ZÀ-ÖØ-ÞĀĂĄĆČĎĐĒĘĚŁŃŇÓŐŒŘŚŞŠŤŪŮŰŹŻŽΑ-ΩА-Я]"
 _NAME_WORD = rf"{_UPPER}[\w'’&-]*\.?(?:(?<=\b\w\.){_UPPER}\.)*"
-_LINK = r"(?:of|the|and|for|in|on|at|de|del|della|di|da|du|des|la|le|van|von|der|den|y|e|et|und|&)"
+_LINK = r"(?:of|the|and|de|del|della|di|da|du|des|la|le|van|von|der|den|y|e|et|und|&)"
 NAME = re.compile(rf"\b{_NAME_WORD}(?:\s+(?:{_LINK}\s+){{0,2}}{_NAME_WORD})*")
 _OPENING_WORDS = """
     who whom whose what which when where why how the a an in on at of for from by to is are was were did does do has

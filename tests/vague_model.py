@@ -32,14 +32,14 @@ MISTAKES: Mapping[str, Callable[[str, str], str]] = {
 
 
 def rewrite(precise: str) -> str:
-    """The first line that is prose, without whatever looks like code, in at most fourteen words."""
+    """The first line that is prose, without names and whatever looks like code, in at most fourteen words."""
     for line in precise.splitlines():
-        words = [
-            word for word in line.split() if re.fullmatch(r"[\"'(]?[A-Za-z][a-z]*(?:['’-][a-z]+)?[\"').,:;?!]*", word)
-        ]
+        first, *others = line.split() or [""]
+        words = [first] if re.fullmatch(r"[A-Za-z][a-z]*[,:]?", first) else []
+        words += [word for word in others if re.fullmatch(r"\(?[a-z]+(?:['’-][a-z]+)?\)?[.,:;?!]*", word)]
         if len(words) >= 4:
-            text = " ".join(words[:14]).strip("\"'(),:; ")
-            return text if text.endswith(("?", ".", "!")) else f"{text}."
+            text = " ".join(words[:14]).strip("'(),:;. ")
+            return text if text.endswith(("?", "!")) else f"{text}."
     return "Something does not work as it should."
 
 
