@@ -134,7 +134,7 @@ class Answer:
         effort: what the reply cost the user.
         follows_preference: whether the question was put the way this user likes; True where the preference has nothing
             to say about a single question.
-        decided_by: who gave the two verdicts: "rule", "evidence" or "judge".
+        decided_by: who gave the two verdicts: "rule", "evidence", "judge" or "person".
         level: the released code's finer grade of the same effort (1 to 5, deep research 1 to 3); None derives it from
             `effort`.
     """

@@ -12,6 +12,7 @@ from ppp.types import RecipeError
 from ppp.users.base import User
 
 USERS: dict[str, str | type[User]] = {
+    "human": "ppp.users.human:HumanUser",
     "scripted": "ppp.users.scripted:ScriptedUser",
 }
 
