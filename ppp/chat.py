@@ -257,10 +257,12 @@ class ChatGateway:
                     connection.deadlines.discard(deadline)
         except TimeoutError:
             last = f"; the last attempt: {last_failure[-1]}" if last_failure else ", not even a turn to ask"
-            error = InfrastructureError(f"{self.endpoint.name}: no answer within {self.endpoint.deadline_s:g} s{last}")
+            late = f"{self.endpoint.name}: no answer within {self.endpoint.deadline_s:g} s{last}"
+            error = InfrastructureError(late, kind=last_failure[-1].kind if last_failure else "deadline")
         except RequestFailure as failure:
             refused = failure.status is not None and not failure.retry
-            error = (RequestRefusedError if refused else InfrastructureError)(f"{self.endpoint.name}: {failure}")
+            error_class = RequestRefusedError if refused else InfrastructureError
+            error = error_class(f"{self.endpoint.name}: {failure}", kind=failure.kind)
         # Raised outside of the handlers: what they caught may quote a part of the key.
         self._raise_if_stopped()
         raise error

@@ -161,7 +161,7 @@ class ChatCache:
             return None
         if row[4] is not None:
             if self.mode == "replay":
-                raise InfrastructureError(f"recorded failure: {row[4]}")
+                raise InfrastructureError(f"recorded failure: {row[4]}", kind="recorded failure")
             return None  # ask again: an outage is no answer
         return Recorded(*row[:4])
 

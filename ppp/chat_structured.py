@@ -54,7 +54,7 @@ async def structured_chat(
         RunStoppedError: the gateway's.
     """
     asked = [dict(message) for message in messages]
-    problem = ""
+    kind = problem = ""
     for _ in range(max_repairs + 1):
         reply = await _chat_in_best_format(gateway, asked, schema, name, chat_options)
         try:
@@ -76,7 +76,8 @@ async def structured_chat(
         ]
     raise InfrastructureError(
         f"{gateway.endpoint.name}: none of {max_repairs + 1} replies was a usable {name!r} object; "
-        f"the last one: {problem}"
+        f"the last one: {problem}",
+        kind=kind,
     )
 
 
