@@ -326,10 +326,14 @@ class ChatGateway:
                     connection.tokens.correct(usage.prompt_tokens + usage.completion_tokens - estimate)
         return answer
 
-    async def _send(self, connection: _Connection, request: Mapping[str, Any]) -> bytes:
+    async def _send(self, connection: _Connection, request: Mapping[str, Any]) -> str:
         """The body of the endpoint's answer."""
-        body = {(REPLACED_PARAMETERS[k] if k in self._replaced else k): value for k, value in request.items()}
-        body.pop(None, None)
+        # Not `client.chat.completions.create`: walking through its types costs as much as everything else together.
+        body = {name: value for name, value in request.items() if name not in self._replaced}
+        for name in self._replaced & request.keys():
+            if (other := REPLACED_PARAMETERS[name]) is not None:
+                body[other] = request[name]
+        body |= body.pop("extra_body", {})
         failure: RequestFailure
         try:
             async with asyncio.timeout(self.endpoint.timeout_s):
@@ -380,7 +384,7 @@ class ChatGateway:
             raise RunStoppedError(self._stopped)
 
 
-def read_answer(content: bytes, request: Mapping[str, Any]) -> tuple[Recorded, Usage]:
+def read_answer(content: str, request: Mapping[str, Any]) -> tuple[Recorded, Usage]:
     """Text and usage of a response body.
 
     Raises:
@@ -439,4 +443,6 @@ def _hint(endpoint: ChatEndpoint, failure: RequestFailure) -> str:
         return f"; look at the key in {endpoint.api_key_env or 'OPENAI_API_KEY'}"
     if failure.status == 404:
         return "; base_url usually ends in /v1" if not endpoint.url.rstrip("/").endswith("/v1") else ""
+    if failure.status is not None and failure.status >= 500:  # all that transformers serve says of these two mistakes
+        return "; its log tells why, perhaps it has no such model, or the model has no chat template"
     return "; nothing listens there" if failure.kind == "connection" else ""
