@@ -225,6 +225,8 @@ class _locked:
             raise RecipeError(f"OUT: {str(self._output)!r} is being written by another run") from error
 
     def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # Windows keeps a file that is open; elsewhere whoever waits for it notices
+            Path(self._lock.lock_file).unlink()
         self._lock.release()
 
 

@@ -403,6 +403,8 @@ def kill_twice_and_finish(rows: list[dict[str, Any]], tmp_path: Path, model: Vag
             content = out.read_bytes()
             kept = [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
             assert wanted <= len(kept) < len(rows)
+            with out.open("ab") as file:  # what a kill in the middle of a write leaves
+                file.write(content[:300])
         model.num_written.clear()
         process = start_process(server, given, out)
         output, error = process.communicate()
@@ -441,6 +443,7 @@ def test_an_interrupted_run_saves_sorts_and_says_how_to_go_on(how: signal.Signal
         server.latency_s = 0.0
         assert vaguenize(server, given, out) == 0
     assert [row["vaguenizer"]["line"] for row in read(out)] == list(range(1, 31))
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl", "out.md"}
 
 
 def test_two_runs_never_write_the_same_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
