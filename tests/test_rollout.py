@@ -8,6 +8,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +29,8 @@ from ppp.types import (
     InfrastructureError,
     Observation,
     RecipeError,
+    RunStoppedError,
+    Source,
     StopReason,
     Task,
     ToolCall,
@@ -36,7 +39,7 @@ from ppp.types import (
     Turn,
 )
 from ppp.users import USERS, user_class
-from ppp.users.base import User
+from ppp.users.base import User, UserService
 from ppp.users.crowd import Crowd
 
 Step = tuple[str, dict[str, Any]] | str  # a call, or plain text
@@ -86,6 +89,7 @@ class Shelf(Environment):
             "bug": KeyError("no such key"),
             "own_timeout": TimeoutError("socket"),
             "recipe": RecipeError("image: 'x' does not exist"),
+            "end": RunStoppedError("the budget is used up"),
             "interrupt": KeyboardInterrupt(),
         }
         if how == "signal":
@@ -140,7 +144,9 @@ class Person(User):
             case "answer:hang":
                 await hang()
             case "answer:outage":
-                raise InfrastructureError("endpoint down")
+                raise InfrastructureError("endpoint down", kind="connection")
+            case "answer:end":
+                raise RunStoppedError("the budget is used up")
         return Answer(f"yes: {question}", Effort.LOW, True)
 
 
@@ -389,18 +395,43 @@ def test_failure_to_close_keeps_a_scored_trajectory(make_pool: Callable[..., Rol
 
 
 @pytest.mark.parametrize(
-    ("how", "expected"), [("recipe", RecipeError), ("interrupt", KeyboardInterrupt), ("signal", KeyboardInterrupt)]
+    ("fault", "expected"),
+    [
+        ("step:recipe", RecipeError),
+        ("step:interrupt", KeyboardInterrupt),
+        ("step:signal", KeyboardInterrupt),
+        ("step:end", RunStoppedError),
+        ("answer:end", RunStoppedError),
+    ],
 )
-def test_operator_ends_the_run_and_everything_is_closed(
-    make_pool: Callable[..., RolloutPool], how: str, expected: type[BaseException]
+def test_what_ends_the_run_ends_it_at_once_and_everything_is_closed(
+    make_pool: Callable[..., RolloutPool], fault: str, expected: type[BaseException]
 ) -> None:
     waiting = make_task([("look", {"path": "never", "how": "wait"})])
     pool = make_pool(max_concurrency=3)
     with pytest.raises(expected):
-        play(pool, waiting, waiting, make_task(fault=f"step:{how}"), make_task())
+        play(pool, waiting, waiting, make_task(fault=fault), make_task())
     assert Shelf.log == {"setup": 3, "close": 3}
     (trajectory,) = play(pool, make_task())  # the pool can be used again
     assert trajectory.stop_reason is StopReason.FINISHED
+
+
+def test_an_end_of_the_run_is_not_lost_when_closing_fails(make_pool: Callable[..., RolloutPool]) -> None:
+    class Broken(Shelf):
+        async def close(self) -> None:
+            await super().close()
+            raise InfrastructureError("the container is gone, too")
+
+    ENVIRONMENTS["shelf"] = Broken
+    with pytest.raises(RunStoppedError, match="budget"):
+        play(make_pool(), make_task(fault="answer:end"), make_task())
+    assert Shelf.num_open == 0
+
+
+def test_a_failure_has_a_kind_for_the_table(make_pool: Callable[..., RolloutPool]) -> None:
+    faults = ("answer:outage", "answer:hang", "step:bug", "step:outage")
+    failed = play(make_pool(limits(**DEADLINES)), *(make_task(fault=fault) for fault in faults))
+    assert [t.error_kind for t in failed] == ["connection", "user_timeout_s", "KeyError", "infrastructure"]
 
 
 def test_cancelled_session_that_fails_to_close_takes_no_further_job(make_pool: Callable[..., RolloutPool]) -> None:
@@ -408,6 +439,79 @@ def test_cancelled_session_that_fails_to_close_takes_no_further_job(make_pool: C
     with pytest.raises(RecipeError):
         play(make_pool(max_concurrency=2), waiting, make_task(fault="step:recipe"), make_task(), make_task())
     assert Shelf.log["setup"] == 2
+
+
+# --- users -----------------------------------------------------------------------------------------------------------
+
+
+class Switchboard(UserService):
+    """Remembers in which event loops it was closed, and that its users were closed before it."""
+
+    opened = 0
+
+    def __init__(self) -> None:
+        type(self).opened += 1
+        self.closed: list[int] = []
+
+    async def check(self) -> None: ...
+
+    async def close(self) -> None:
+        assert Shelf.num_open == 0
+        self.closed.append(id(asyncio.get_running_loop()))
+
+    def summary(self) -> dict[str, Any]:
+        return {}
+
+
+class Guest(Person):
+    """Shows what it was given."""
+
+    given: ClassVar[list[tuple[int, UserService | None, tuple[Source, ...]]]] = []
+
+    @classmethod
+    def open_service(cls, options: Mapping[str, Any]) -> UserService:
+        return Switchboard()
+
+    async def answer(self, question: str, turns: Sequence[Turn]) -> Answer:
+        Guest.given.append((self.seed, self.service, self.sources))
+        return await super().answer(question, turns)
+
+
+def test_users_share_a_service_know_their_sources_and_draw_from_run_and_task(
+    make_pool: Callable[..., RolloutPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gold = Source("gold", "f1", ("f1",), 5)
+    monkeypatch.setitem(USERS, "guest", Guest)
+    monkeypatch.setattr(Shelf, "sources", classmethod(lambda cls, task: (gold,) if "gold" in task.payload else ()))
+    Switchboard.opened, Guest.given = 0, []
+    pool = make_pool(crowd=Crowd("guest"), seed=3)
+    other = replace(make_task(gold="x"), task_id="u")
+    pool.run([RolloutJob(make_task(), 0, 0), RolloutJob(make_task(), 0, 1), RolloutJob(other, 1, 0)], step=0)
+    pool.run([RolloutJob(make_task(), 5, 0)], step=1)
+    seeds, services, sources = zip(*Guest.given, strict=True)
+    assert seeds[0] == seeds[1] == seeds[3] != seeds[2], "copies meet the same person, in every step"
+    assert [bool(found) for found in sources] == [False, False, True, False]
+    assert len(set(map(id, services))) == 1 == Switchboard.opened
+    make_pool(crowd=Crowd("guest"), seed=4).run(jobs_of(make_task()), step=0)
+    assert Guest.given[-1][0] != seeds[0]
+
+
+def test_closing_the_pool_closes_the_service_in_its_own_loop(
+    make_pool: Callable[..., RolloutPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(USERS, "guest", Guest)
+    crowd, other = Crowd("guest"), Crowd("guest")
+    pool = make_pool(crowd=crowd)
+    play(pool, make_task())
+    pool.run(jobs_of(make_task()), step=0, crowd=other)
+    assert Guest.given[-1][1] is other.service is not crowd.service
+    pool.close()
+    loops = {*Shelf.loops}
+    assert [set(c.service.closed) for c in (crowd, other) if isinstance(c.service, Switchboard)] == [loops, loops]
+    play(pool, make_task())
+    pool.close()
+    pool.close()
+    assert isinstance(crowd.service, Switchboard) and len(crowd.service.closed) == 2 and Switchboard.opened
 
 
 # --- the pool --------------------------------------------------------------------------------------------------------
