@@ -16,16 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from openai import (
-    DEFAULT_CONNECTION_LIMITS,
-    APIConnectionError,
-    APIStatusError,
-    AsyncOpenAI,
-    DefaultAioHttpClient,
-    Omit,
-    OpenAIError,
-    Timeout,
-)
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -35,12 +25,13 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from ppp import chat_failures
+from ppp.chat_bodies import encodable, estimate_tokens, read_answer, request_body
 from ppp.chat_cache import ChatCache, Recorded
+from ppp.chat_connection import Connection
 from ppp.chat_endpoint import ChatEndpoint
 from ppp.chat_failures import REPLACED_PARAMETERS, RequestFailure
 from ppp.chat_ledger import ChatLedger, Prices, Usage
-from ppp.chat_limits import OutageWatch, TokenRate, request_rate
+from ppp.chat_limits import OutageWatch
 from ppp.types import InfrastructureError, RecipeError, RunStoppedError
 
 __all__ = ["ChatEndpoint", "ChatGateway", "ChatReply", "RequestRefusedError"]
@@ -53,10 +44,7 @@ CHECK_DEADLINE_S = 30.0
 CHECK_RETRIES = 2
 CHECK_MESSAGES = ({"role": "user", "content": "Say OK."},)
 CHECK_MAX_TOKENS = 16
-CONNECT_TIMEOUT_S = 10.0
 BACKOFF = wait_random_exponential(multiplier=0.5, max=15)
-CHARS_PER_TOKEN = 4  # an estimate, used where the endpoint has not counted
-COMPLETION_TOKENS = 256  # an estimate, used where a request has no limit
 
 
 class RequestRefusedError(InfrastructureError):
@@ -72,30 +60,6 @@ class ChatReply:
     completion_tokens: int
     cached: bool
     finish_reason: str | None
-
-
-class _Connection:
-    """What belongs to one event loop: the HTTP client, slots and rates, and the deadlines of the calls under way."""
-
-    def __init__(self, endpoint: ChatEndpoint) -> None:
-        key = endpoint.api_key()
-        # Sent with each request, because those of the client may be added to by variables of the environment.
-        self.headers: dict[str, str | Omit] = {"Authorization": f"Bearer {key}" if key else Omit()}
-        if endpoint.base_url is not None:  # who pays at OpenAI is no business of another host
-            self.headers |= {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
-        timeout = Timeout(endpoint.timeout_s, connect=min(CONNECT_TIMEOUT_S, endpoint.timeout_s))
-        self.client = AsyncOpenAI(
-            api_key=key or "none",
-            base_url=endpoint.url,
-            max_retries=0,
-            timeout=timeout,
-            http_client=DefaultAioHttpClient(limits=DEFAULT_CONNECTION_LIMITS, timeout=timeout),
-        )
-        self.loop = asyncio.get_running_loop()
-        self.slots = asyncio.Semaphore(endpoint.max_concurrency)
-        self.requests = request_rate(endpoint.requests_per_minute) if endpoint.requests_per_minute else None
-        self.tokens = TokenRate(endpoint.tokens_per_minute) if endpoint.tokens_per_minute else None
-        self.deadlines: set[asyncio.Timeout] = set()
 
 
 class ChatGateway:
@@ -120,7 +84,7 @@ class ChatGateway:
         self.ledger.open_account(
             endpoint.label, Prices(endpoint.input_price, endpoint.output_price, endpoint.cached_input_price)
         )
-        self._connections: dict[asyncio.AbstractEventLoop, _Connection] = {}
+        self._connections: dict[asyncio.AbstractEventLoop, Connection] = {}
         self._outage = OutageWatch(endpoint.max_outage_s)
         self._stopped: str | None = None
         self._replaced: set[str] = set()
@@ -180,8 +144,9 @@ class ChatGateway:
             if failure.kind not in ("empty answer", "length"):  # a model that thinks needs more than a tiny request
                 problem = failure.text
                 hint = _hint(self.endpoint, failure)
-                if failure.status == 404:
-                    hint = await self._offered(connection) or hint
+                if failure.status == 404 and (names := await connection.models()):
+                    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+                    hint = f"; the models that it offers are {shown}"
         except TimeoutError:
             problem = f"no answer within {CHECK_DEADLINE_S:g} s"
         finally:
@@ -193,7 +158,7 @@ class ChatGateway:
         """Close the connections of the running event loop; they are opened again when needed."""
         connection = self._connections.pop(asyncio.get_running_loop(), None)
         if connection is not None:
-            await connection.client.close()
+            await connection.close()
 
     def refuses_format(self, response_format: Mapping[str, Any]) -> bool:
         """Whether the endpoint is known not to take this `response_format`."""
@@ -225,7 +190,7 @@ class ChatGateway:
         """The request as it is meant, which is what the cache goes by: without address, key, and absent fields."""
         request: dict[str, Any] = {
             "model": self.endpoint.model,
-            "messages": [dict(message) for message in messages],
+            "messages": [encodable(message) for message in messages],
             "response_format": response_format,
             "max_tokens": self.endpoint.max_tokens if max_tokens is None else max_tokens,
             "temperature": self.endpoint.temperature if temperature is None else temperature,
@@ -234,11 +199,11 @@ class ChatGateway:
         }
         return {name: value for name, value in request.items() if value is not None}
 
-    def _connect(self) -> _Connection:
+    def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
         if loop not in self._connections:
             self._connections = {old: kept for old, kept in self._connections.items() if not old.is_closed()}
-            self._connections[loop] = _Connection(self.endpoint)
+            self._connections[loop] = Connection(self.endpoint)
         return self._connections[loop]
 
     async def _ask(self, request: Mapping[str, Any]) -> Recorded:
@@ -277,7 +242,7 @@ class ChatGateway:
         )
 
     async def _attempt(
-        self, connection: _Connection, request: Mapping[str, Any], last_failure: list[RequestFailure]
+        self, connection: Connection, request: Mapping[str, Any], last_failure: list[RequestFailure]
     ) -> Recorded:
         """One request, with what its failure means for the run."""
         self._raise_if_stopped()
@@ -300,9 +265,9 @@ class ChatGateway:
         self._outage.succeeded()
         return answer
 
-    async def _request_once(self, connection: _Connection, request: Mapping[str, Any]) -> Recorded:
+    async def _request_once(self, connection: Connection, request: Mapping[str, Any]) -> Recorded:
         """Wait for a turn, send, count. A slot is held only while the endpoint works."""
-        estimate = _estimate_tokens(request)
+        estimate = estimate_tokens(request)
         if connection.requests is not None:
             await connection.requests.acquire()
         if connection.tokens is not None:
@@ -311,7 +276,8 @@ class ChatGateway:
         async with connection.slots:
             self.ledger.begin_request(label)
             started = time.monotonic()
-            usage, latency_s, failed = None, None, "cancelled"
+            usage: Usage | None = None
+            latency_s, failed = None, "cancelled"
             try:
                 content = await self._send(connection, request)
                 answer, usage = read_answer(content, request)
@@ -326,48 +292,22 @@ class ChatGateway:
                     connection.tokens.correct(usage.prompt_tokens + usage.completion_tokens - estimate)
         return answer
 
-    async def _send(self, connection: _Connection, request: Mapping[str, Any]) -> str:
-        """The body of the endpoint's answer."""
-        # Not `client.chat.completions.create`: walking through its types costs as much as everything else together.
-        body = {name: value for name, value in request.items() if name not in self._replaced}
-        for name in self._replaced & request.keys():
-            if (other := REPLACED_PARAMETERS[name]) is not None:
-                body[other] = request[name]
-        body |= body.pop("extra_body", {})
-        failure: RequestFailure
+    async def _send(self, connection: Connection, request: Mapping[str, Any]) -> str:
+        """The body of the answer, after which the endpoint's words for the fields may have been learnt."""
+        body = request_body(request, self._replaced)
         try:
-            async with asyncio.timeout(self.endpoint.timeout_s):
-                raw = await connection.client.chat.completions.with_raw_response.create(
-                    **body, extra_headers=connection.headers
-                )
-                return raw.content
-        except TimeoutError:
-            failure = RequestFailure("timeout", f"timeout after {self.endpoint.timeout_s:g} s", retry=True)
-        except APIStatusError as error:
-            key = self.endpoint.api_key()
-            failure = chat_failures.of_status(error.status_code, error.response.headers, error.response.content, key)
-        except APIConnectionError as error:
-            failure = chat_failures.of_exception(error, self.endpoint.api_key())
-        if failure.unsupported in body:
-            self._replaced.add(failure.unsupported)
-            failure.retry, failure.retry_after_s = True, 0.0
-            logger.warning(
-                "%s does not take %s; %s", self.endpoint.name, failure.unsupported,
-                f"it gets {REPLACED_PARAMETERS[failure.unsupported]}" if REPLACED_PARAMETERS[failure.unsupported]
-                else "it is left out",
-            )  # fmt: skip
-        raise failure
-
-    async def _offered(self, connection: _Connection) -> str:
-        """The models that the endpoint has, as far as it says, as a clause of a sentence."""
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                raw = await connection.client.models.with_raw_response.list(extra_headers=connection.headers)
-            names = [str(model["id"]) for model in json.loads(raw.content)["data"]]
-        except (OpenAIError, TimeoutError, ValueError, LookupError, TypeError):
-            return ""
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        return f"; model {self.endpoint.model!r} is not among those that it offers: {shown}" if shown else ""
+            return await connection.post(body)
+        except RequestFailure as failure:
+            name = failure.unsupported
+            if name is not None and name in body:
+                failure.retry, failure.retry_after_s = True, 0.0
+                if name not in self._replaced:
+                    other = REPLACED_PARAMETERS[name]
+                    logger.warning(
+                        "%s does not take %s: %s", self.endpoint.name, name, f"it gets {other}" if other else "left out"
+                    )
+                    self._replaced.add(name)
+            raise
 
     def _stop(self, message: str) -> None:
         """End every call under way, and all that are still to come."""
@@ -382,47 +322,6 @@ class ChatGateway:
     def _raise_if_stopped(self) -> None:
         if self._stopped is not None:
             raise RunStoppedError(self._stopped)
-
-
-def read_answer(content: str, request: Mapping[str, Any]) -> tuple[Recorded, Usage]:
-    """Text and usage of a response body.
-
-    Raises:
-        RequestFailure: there is no answer in it.
-    """
-    try:
-        body = json.loads(content)
-    except ValueError:
-        raise RequestFailure("invalid JSON", "the body is no JSON", retry=True) from None
-    if isinstance(body, dict) and body.get("error"):  # some relays answer 200 with an error inside
-        raise RequestFailure("error in body", "the body holds an error instead of an answer", retry=True)
-    try:
-        choice = body["choices"][0]
-        text, reason = choice["message"].get("content"), choice.get("finish_reason")
-        usage = _usage(body.get("usage"), text, request)
-    except (LookupError, TypeError, AttributeError):
-        raise RequestFailure("invalid body", "the body is no chat completion", retry=True) from None
-    if not isinstance(text, str) or not text.strip():
-        kind = reason if reason in ("length", "content_filter") else "empty answer"
-        raise RequestFailure(kind, f"an empty answer (finish_reason {reason})", retry=True, usage=usage)
-    return Recorded(text, usage.prompt_tokens, usage.completion_tokens, reason), usage
-
-
-def _usage(counts: Any, text: Any, request: Mapping[str, Any]) -> Usage:
-    """The tokens as the endpoint counts them, or an estimate where it does not."""
-    if not isinstance(counts, dict) or not isinstance(counts.get("prompt_tokens"), int):
-        return Usage(_num_chars(request) // CHARS_PER_TOKEN, len(text or "") // CHARS_PER_TOKEN)
-    details = counts.get("prompt_tokens_details") or {}
-    return Usage(counts["prompt_tokens"], counts.get("completion_tokens") or 0, details.get("cached_tokens") or 0)
-
-
-def _num_chars(request: Mapping[str, Any]) -> int:
-    return sum(len(str(message.get("content"))) for message in request["messages"])
-
-
-def _estimate_tokens(request: Mapping[str, Any]) -> int:
-    """Prompt and completion of a request that is about to be sent."""
-    return _num_chars(request) // CHARS_PER_TOKEN + int(request.get("max_tokens") or COMPLETION_TOKENS)
 
 
 def _wait(state: RetryCallState) -> float:

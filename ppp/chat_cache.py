@@ -24,6 +24,7 @@ CacheMode = Literal["off", "read", "write", "replay"]
 APPLICATION_ID = 0x50505043  # "PPPC": tells our files from other SQLite files
 VERSION = 1
 BUSY_TIMEOUT_S = 30.0
+# A row holds an answer, or, with `failure`, why there was none and in `finish_reason` of what kind it was.
 CREATE = """CREATE TABLE answers (
     key TEXT PRIMARY KEY, model TEXT NOT NULL, text TEXT, prompt_tokens INTEGER NOT NULL,
     completion_tokens INTEGER NOT NULL, finish_reason TEXT, failure TEXT
@@ -127,17 +128,17 @@ class ChatCache:
             answer = await ask()
         except InfrastructureError as error:
             if self.mode == "write":
-                await asyncio.to_thread(self._store, key, str(request.get("model")), None, str(error))
+                await asyncio.to_thread(self._store, key, str(request.get("model")), error)
             raise
         if self.mode != "write":
             return answer
-        await asyncio.to_thread(self._store, key, str(request.get("model")), answer, None)
+        await asyncio.to_thread(self._store, key, str(request.get("model")), answer)
         return self._find(key) or answer
 
     def remember(self, fact: Mapping[str, Any]) -> None:
         """Keep something that was learnt of an endpoint and shapes later requests."""
         if self.mode == "write":
-            self._store(request_key(fact), "", Recorded("", 0, 0, None), None)
+            self._store(request_key(fact), "", Recorded("", 0, 0, None))
 
     def knows(self, fact: Mapping[str, Any]) -> bool:
         """Whether `remember` was called with it, here or in the run that wrote the file."""
@@ -161,14 +162,24 @@ class ChatCache:
             return None
         if row[4] is not None:
             if self.mode == "replay":
-                raise InfrastructureError(f"recorded failure: {row[4]}", kind="recorded failure")
+                raise InfrastructureError(row[4], kind=row[3])
             return None  # ask again: an outage is no answer
         return Recorded(*row[:4])
 
-    def _store(self, key: str, model: str, answer: Recorded | None, failure: str | None) -> None:
+    def _store(self, key: str, model: str, outcome: Recorded | InfrastructureError) -> None:
         """Keep an answer unless there is one, or a failure unless there is anything."""
-        kept = answer or Recorded("", 0, 0, None)
-        row = (key, model, kept.text, kept.prompt_tokens, kept.completion_tokens, kept.finish_reason, failure)
+        failure = None
+        if isinstance(outcome, InfrastructureError):
+            failure, outcome = str(outcome), Recorded("", 0, 0, outcome.kind)
+        row = (
+            key,
+            model,
+            outcome.text,
+            outcome.prompt_tokens,
+            outcome.completion_tokens,
+            outcome.finish_reason,
+            failure,
+        )
         on_conflict = (
             "DO NOTHING"
             if failure is not None

@@ -11,10 +11,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 import aiohttp
 import openai
+
+from ppp.chat_ledger import Usage
 
 MAX_TEXT = 300  # characters of what a server said that go into a message
 MAX_RAW_TEXT = 4000
@@ -45,7 +46,7 @@ class RequestFailure(Exception):
         is_final: no request of this run will ever succeed.
         retry_after_s: how long the server asked to wait.
         unsupported: the field of the request that this model does not have, where the server says so.
-        usage: tokens that the endpoint has charged nevertheless, as it reports them.
+        usage: tokens that the endpoint has charged nevertheless.
     """
 
     kind: str
@@ -55,7 +56,7 @@ class RequestFailure(Exception):
     is_final: bool = False
     retry_after_s: float | None = None
     unsupported: str | None = None
-    usage: Mapping[str, Any] | None = None
+    usage: Usage | None = None
 
     def __str__(self) -> str:
         return self.text

@@ -242,7 +242,8 @@ class ChatLedger:
     def load_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Go on counting from an earlier `state()`; what was counted here before is added to it."""
         for name, values in state.items():
-            earlier = Account(**{count: int(values[count]) for count in COUNTS}, cost=values["cost"])
+            earlier = Account(cost=values["cost"])
+            vars(earlier).update({count: int(values[count]) for count in COUNTS})
             earlier.failures.update({str(kind): int(num) for kind, num in values["failures"].items()})
             earlier.latencies.update({int(index): int(num) for index, num in values["latencies"].items()})
             _add(self.accounts.setdefault(name, Account(cost=earlier.cost and 0.0)), earlier)
