@@ -14,7 +14,7 @@ from typing import Any
 
 from ppp.environments.base import Environment, set_f1
 from ppp.environments.source_tree import Match, SourceTree, TreePathError, check_source, open_tree
-from ppp.types import Observation, RecipeError, Task, ToolCall, ToolSpec
+from ppp.types import Observation, RecipeError, Source, Task, ToolCall, ToolSpec
 
 MAX_LINE_CHARS = 300  # of one line of source; the rest of it is left out, with a note
 LIMITS = {"max_view_lines": 200, "max_search_results": 50, "max_list_entries": 200}  # option -> default
@@ -94,7 +94,8 @@ class FuncLocEnvironment(Environment):
     """One issue on one source tree.
 
     Payload: `source` (a folder, or a git repository, bare or not), `commit` (a commit of that repository, read without
-    a checkout; absent or None for a folder as it is) and `gold_functions` (a list of `path.py:Class.method`).
+    a checkout; absent or None for a folder as it is), `gold_functions` (a list of `path.py:Class.method`) and
+    `hints_text` (what was said about the issue later on, for its user; may be absent).
     """
 
     tools = (LIST_DIR, SEARCH_CODE, VIEW)
@@ -123,10 +124,28 @@ class FuncLocEnvironment(Environment):
             raise RecipeError(f"{where}.commit: {commit!r}; allowed: a commit of the repository, or null for a folder")
         if not isinstance(gold, list) or not gold or not all(isinstance(name, str) and ":" in name for name in gold):
             raise RecipeError(f"{where}.gold_functions: {gold!r}; allowed: a list of 'path.py:Class.method', not empty")
+        hints = task.payload.get("hints_text")
+        if hints is not None and not isinstance(hints, str):
+            raise RecipeError(f"{where}.hints_text: {hints!r}; allowed: a text, or null")
         try:
             check_source(source, commit)
         except RecipeError as error:
             raise RecipeError(f"task {task.task_id!r}: {error}") from error
+
+    @classmethod
+    def sources(cls, task: Task) -> tuple[Source, ...]:
+        """The issue's later comments (`hints_text`, if it has any), and files and functions of the right answer.
+
+        Levels are those of the released code; the comments may name the solution, and are no part of it.
+        """
+        functions = tuple(task.payload["gold_functions"])
+        files = tuple(dict.fromkeys(name.partition(":")[0] for name in functions))
+        hints = task.payload.get("hints_text") or ""
+        return (
+            *([Source("hints", hints, (), level=2, is_gold=False)] if hints.strip() else []),
+            Source("gold_files", "\n".join(files), files, level=4),
+            Source("gold_functions", "\n".join(functions), functions, level=5),
+        )
 
     async def setup(self) -> None:
         self._tree = await asyncio.to_thread(open_tree, self.task.payload["source"], self.task.payload.get("commit"))

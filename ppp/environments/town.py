@@ -16,7 +16,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from ppp.environments.base import Environment, set_f1
-from ppp.types import Observation, RecipeError, Task, ToolCall, ToolSpec
+from ppp.types import Observation, RecipeError, Source, Task, ToolCall, ToolSpec
 
 MODULES = ("parser", "cache", "router", "session", "scheduler", "logger", "config", "upload", "export", "auth")
 OPERATIONS = ("loading", "saving", "deleting", "merging", "checking", "sorting")
@@ -153,6 +153,16 @@ class TownEnvironment(Environment):
             if not Draft202012Validator(schema).is_valid(value):
                 where = f"payload.{key}: {value!r} is not allowed in task {task.task_id!r}"
                 raise RecipeError(f"{where}; allowed: {schema['description']}")
+
+    @classmethod
+    def sources(cls, task: Task) -> tuple[Source, ...]:
+        """File and function of the right answer: what an issue of the town never says."""
+        details, gold = task.payload["details"], tuple(task.payload["gold"])
+        path = file_path(details["module"], details["operation"])
+        return (
+            Source("gold_files", path, (path,), level=4),
+            Source("gold_functions", "\n".join(gold), gold, level=5),
+        )
 
     async def step(self, call: ToolCall) -> Observation:
         if call.name == "list_files":

@@ -13,6 +13,7 @@ from ppp.users.base import User
 
 USERS: dict[str, str | type[User]] = {
     "human": "ppp.users.human:HumanUser",
+    "llm": "ppp.users.llm:LLMUser",
     "scripted": "ppp.users.scripted:ScriptedUser",
 }
 

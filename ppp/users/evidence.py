@@ -27,7 +27,7 @@ from ppp.users.words import Vocabulary, content_words, is_carrier, is_function_w
 TASK, UNKNOWN = "task", "unknown"  # sources that every user has, beside those of its task
 TASK_LEVEL = 1
 
-_SENTENCE = re.compile(r"[^.?!\n]*(?:[.!](?!\s)[^.?!\n]*)*\?")
+_SENTENCE_END = re.compile(r"(?<=[.?!])\s+|\n+")
 _SPELLING = re.compile(
     r"\b(?:letters?|spell\w*|alphabet\w*|characters?|initials?|vowels?|consonants?|syllables?|rhym\w*|acrostic\w*"
     r"|prefix\w*|suffix\w*|(?:start|begin|end)(?:s|ning|ing)?\s+(?:with|in|on)\b.{0,20}(?:\b[a-z0-9]\b|['\"]))"
@@ -70,7 +70,7 @@ class Evidence:
         sources: what there is to know beyond it, whether or not this user knows it.
         said: the vague prompt: the user has said it already.
         known: the part of the precise prompt that this user remembers; all of it unless given.
-        unknown_level: the released code's grade of a refusal (3, in deep research 2).
+        unknown_level: the released code's grade of a refusal; None where it follows from the effort.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Evidence:
         *,
         said: str = "",
         known: str | None = None,
-        unknown_level: int = 3,
+        unknown_level: int | None = 3,
     ) -> None:
         known = precise_prompt if known is None else known
         self.report = Vocabulary(known, said)
@@ -171,7 +171,7 @@ class Evidence:
 
     def _of_assent(self, question: str, answer: str, chosen: Sequence[str], claim: str) -> Grade:
         """The grade of a reply that has no words of its own: of what it says yes or no to, or chooses."""
-        stated = " ".join(chosen) or " ".join(_SENTENCE.findall(question)) or question
+        stated = " ".join(chosen) or " ".join(_asking(question)) or question
         core = self._core(stated)
         missing = [word for word in dict.fromkeys(core) if not self.report.supports(word)]
         if chosen and core and not missing:
@@ -218,6 +218,13 @@ class Evidence:
         ]
         return min(fitting) if fitting else max((source.level for source in self.sources.values()), default=None)
 
+    def only_refuses(self, question: str, answer: str) -> bool:
+        """Whether an answer refuses and has nothing else in it than what it refuses to say."""
+        rest, refuses = replies.without_refusal(Text(answer).folded, answer)
+        asked = Vocabulary(question)
+        own = [word for word in self._core(rest) if not asked.supports(word)]
+        return refuses and replies.tells_nothing(own) and not replies.affirms(rest)
+
     def _refused(self, reason: str) -> Grade:
         return Grade(Effort.MEDIUM, self.unknown_level, "evidence", reason)
 
@@ -228,3 +235,8 @@ class Evidence:
     @staticmethod
     def _high(reason: str, level: int | None, unsupported: bool = False) -> Grade:
         return Grade(Effort.HIGH, level, "evidence", reason, unsupported)
+
+
+def _asking(question: str) -> list[str]:
+    """The sentences of a question that end with a question mark."""
+    return [part for part in _SENTENCE_END.split(question) if part.rstrip(")\"' ").endswith("?")]

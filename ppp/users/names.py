@@ -277,7 +277,7 @@ def _printable(data: bytes) -> list[str]:
         text = data.decode()
     except UnicodeDecodeError:
         return []
-    return [text] if len(text) >= 3 and text.isprintable() else []
+    return [text] if len(text) >= 3 and "".join(text.split()).isprintable() else []
 
 
 def hidden_in(text: str, name: Name, reader: Reader) -> Match:
