@@ -12,16 +12,18 @@ import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
 
-from ppp.sentences import BLOCK, LABEL, PLACEHOLDER, languages, prose, read_json, sentences, strings_of, words_of
+from ppp.excerpts import names_source, num_block_lines
+from ppp.options import STRONG_OPTION, chosen_from, find_options, option_texts
+from ppp.sentences import PLACEHOLDER, SPACELESS_NAME, languages, prose, read_json, sentences, strings_of, words_of
 
 Rule = Callable[[str], bool]
 
 MAX_CONCISE_WORDS = 12
-MAX_CONCISE_CHARS = 100  # so that code, which counts as one word, stays short too
+MAX_CONCISE_CODE = 1000
+MAX_CONCISE_CHARS = 100  # so that code, which counts as one word, stays short too; addresses and paths need not
 NUM_LENGTH_SENTENCES = 3
 MIN_LANGUAGES = 5
 MIN_SNIPPET_LINES = 3
-MIN_OPTIONS = 2
 
 # Comma signs of every script, also the enclosed digits that carry one. Letters with a comma below (Romanian), quotation
 # marks and combining marks have "COMMA" in their Unicode names as well and are none.
@@ -69,28 +71,45 @@ _UNMARKED = re.compile(
 _ASKS = re.compile(rf"^\W*{_POLITE}(?:{_WH}|{_AUXILIARY}\s+{_SUBJECT})", re.I)
 _REQUESTS = re.compile(rf"(?:^\W*|[,;:–—]\s*){_POLITE}{_REQUEST}", re.I)
 _ALTERNATIVE = re.compile(r"^\W*(?:or|oppure|o|oder|ou|u)\b(?!\s+(?:what|which|who|how|why|where|when)\b)", re.I)
+_BEFORE_WH = r"(?:(?:in|on|at|for|from|to|of|with|by|since|until|under|through|during)\s+)?"
+_BEFORE_WH_OTHER = (
+    r"(?:(?:in|a|da|di|con|per|su|tra|en|de|à|pour|par|avec|sur|dans|depuis|por|para|desde|em|mit|von|für|seit|aus|zu"
+    r"|bei|auf|nach)\s+)?"
+)
 _JOINED = re.compile(
     r"\b(?:and|plus|as\s+well\s+as|&)(?:\s+(?:also|then|please))*"
-    rf"\s+(?:{_WH_ENGLISH}(?!\s+\w+ing\b)|{_AUXILIARY}\s+{_SUBJECT}|{_REQUEST})"
-    rf"|\b(?:e|ed|y|et|und)(?:\s+(?:anche|auch|aussi|también|poi))?\s+(?:{_WH_OTHER}|{_REQUEST})",
+    rf"\s+(?:{_BEFORE_WH}{_WH_ENGLISH}(?!\s+\w+ing\b)|whether\b|{_AUXILIARY}\s+{_SUBJECT}|{_REQUEST})"
+    rf"|\b(?:e|ed|y|et|und)(?:\s+(?:anche|auch|aussi|também|también|poi))?\s+(?:{_BEFORE_WH_OTHER}{_WH_OTHER}|{_REQUEST})",
     re.I,
 )
 _ALSO_ASKS = re.compile(rf"[,;]\s*(?:{_WH})", re.I)
 
-_STRONG_OPTION = re.compile(rf"(?<![\w(\[])[(\[]?({LABEL})\s?[)\]]")
-_WEAK_OPTION = re.compile(rf"(?:^|(?<=\s)|(?<=[(–—-]))({LABEL})\s?[.:=–—-](?=\s)")
-_WEAK_CONTEXT = re.compile(r"(?:^|[\n:;,.?(–—-]|option|opzione)\s*[-•]?\s*$", re.I)  # "Plan A. Then" is no option
-_FILE_TYPE = (
-    r"(?:pyi?|pyx|ipynb|[jt]sx?|mjs|vue|java|kts?|scala|groovy|c|h|cc|[ch]pp|cxx|cs|go|rs|rb|php|p[lm]|lua|r|jl|mm?|swift"
-    r"|dart|exs?|erl|hs|clj|ml|sql|sh|bash|zsh|ps1|bat|html?|s?css|xml|svg|jsonl?|ya?ml|toml|ini|cfg|conf|env|lock|txt|md"
-    r"|rst|tex|log|[ct]sv|pdf|docx?|diff|patch|proto|cmake|gradle|tf|rc|in|po)"
+_BRACKET = re.compile(r"\([^()]{1,120}\)(?=[^.!?\n]*\?)")  # a remark inside a question
+_ASKS_LATER = re.compile(rf"(?:[.!\n]|\b(?:and|also|or)\b)\s*(?:{_WH}|{_AUXILIARY}\s+{_SUBJECT})", re.I)
+_GREETING = (
+    r"(?:hello|hi|hey|dear|greetings|good\s+(?:morning|afternoon|evening|day)|thanks|thank\s+you|sorry|apologies|excuse\s+me"
+    r"|pardon|ciao|salve|buon(?:giorno|asera)|scusa\w*|grazie|hola|buen[oa]s\s+\w+|perdon\w*|gracias|bonjour|bonsoir|salut"
+    r"|merci|hallo|guten\s+\w+|danke|entschuldig\w+|ol[áa]|bom\s+dia|boa\s+\w+|obrigad[oa])"
 )
-_REFERENCE = re.compile(
-    rf"https?://[^\s/]+|\bwww\.\w|(?<![\w.])[\w./\\~+-]{{0,200}}[\w-]\.{_FILE_TYPE}\b(?!\.\w|\()"
-    r"|\b(?:Makefile|Dockerfile|README|LICENSE|CHANGELOG)\b|(?:^|[\s(`'\"])\.{0,2}/[\w.-]+/[\w./-]+",
+_CLAUSE_END = r"[^,;:–]{3,}[,;:–]\s*(?:i\s|\w+,\s)?"
+# What stands before the point of a short question: a greeting, or a clause that gives background, reason or purpose.
+_BESIDE_POINT = re.compile(
+    rf"^\W*(?:{_GREETING}\b[^\n]*\w"
+    rf"|(?:since|because|as\s+(?:i|we|the|it|this|there)|given\s+that|considering|although|though|while\s+(?:i|we)"
+    rf"|for\s+(?:context|background)|in\s+order\s+to|to\s+\w+(?:\s+\w+)?\s+(?:the|this|that|it|your|a)"
+    rf"|siccome|poiché|dato\s+che|visto\s+che|como\s+(?:no|el|la)|comme\s+(?:je|il|le|la)|puisque|da\s+(?:ich|der|die|das)|weil)"
+    rf"\b{_CLAUSE_END}\w"
+    rf"|(?!{_REQUEST})(?:i|we)(?:['’]\w+)?\s{_CLAUSE_END}(?:{_WH}|{_AUXILIARY}))",
     re.I,
 )
-
+_EXPLAINS = re.compile(
+    r"[,;(–-]\s*(?:because|since|as\s+(?:i|we|the|it|this)|perché\s+(?:non|il|la)|porque|weil|denn|car|parce\s+qu)\b"
+    r"|\bso\s+(?:that\s+)?(?:i|we)\s+can\b|\bin\s+order\s+to\s+\w+\s+(?:it|this|the\s+(?:bug|issue|problem))\b",
+    re.I,
+)
+_LANGUAGE_TAG = re.compile(r"^\W*?(?:[\[(][A-Za-z]{2,12}[\])]\s?:?|(?:[A-Z]{2}|[A-Z]\w{3,11})\s?:)\s")  # "IT: ..."
+# A run of words that are not in Latin script.
+_OTHER_SCRIPT = re.compile(r"[\u0370-\u1cff\u3000-\ud7ff\uf900-\ufaff][^A-Za-zÀ-ɏ¿¡]*")
 # "Hello! Hola! Bonjour!" shows no language.
 _GREETING_WORDS = """
     hello hi hey dear friend friends my good morning afternoon evening day thanks thank you please welcome
@@ -106,11 +125,16 @@ _GREETINGS = frozenset(_GREETING_WORDS.split())
 
 
 def is_capital(question: str) -> bool:
-    """English without a lower-case letter, be it in code or in a file name; a letter beyond A-Z is not English."""
-    letters = [sign for sign in question if sign.isalpha() or sign.islower()]
-    if not letters or any(not "A" <= sign <= "Z" for sign in letters):
+    """English without a lower-case letter, be it in code or in a file name; names may have accents."""
+    if any(sign.islower() for sign in question) or not any("A" <= sign <= "Z" for sign in question):
         return False
-    return not any(_is_other(sentence, "en") for sentence in sentences(prose(question)))
+    text = prose(question)
+    foreign = (word for word in words_of(text) if len(word) > 1 and not _is_latin(word))
+    return not any(foreign) and not any(_is_other(sentence, "en") for sentence in sentences(text))
+
+
+def _is_latin(word: str) -> bool:
+    return all(unicodedata.name(sign, "").startswith("LATIN") for sign in word if sign.isalpha())
 
 
 def has_no_comma(question: str) -> bool:
@@ -129,12 +153,14 @@ def is_three_sentences(question: str) -> bool:
 
 
 def is_concise(question: str) -> bool:
-    """One sentence of at most 12 words and 100 characters (labels of options are no words)."""
-    if len(question.strip()) > MAX_CONCISE_CHARS:
+    """One sentence that opens with its point: at most 12 words and 100 characters (labels of options are no words)."""
+    if len(question) > MAX_CONCISE_CODE or len(SPACELESS_NAME.sub(PLACEHOLDER, question).strip()) > MAX_CONCISE_CHARS:
         return False
     text = prose(question)
-    words = words_of(_STRONG_OPTION.sub(" ", text))
-    return 0 < len(words) + _num_unspaced(text) // 2 <= MAX_CONCISE_WORDS and len(sentences(text)) == 1
+    words = words_of(STRONG_OPTION.sub(" ", text))
+    if not 0 < len(words) + _num_unspaced(text) // 2 <= MAX_CONCISE_WORDS or len(sentences(text)) != 1:
+        return False
+    return not (_BESIDE_POINT.match(text) or _EXPLAINS.search(text))
 
 
 def _num_unspaced(text: str) -> int:
@@ -175,8 +201,8 @@ def is_multilingual(question: str) -> bool:
     """Sentences in at least five languages; greetings, and words standing alone, show no language."""
     found: set[str] = set()
     for sentence in sentences(prose(question)):
-        for part in re.split(r"\s[/|–—]\s|;", sentence):
-            part = re.sub(r"^\W*(?:[A-Z]{2}|[A-Z]\w{3,11})\s?:\s", "", part)  # "IT: ...", "Italian: ..."
+        for part in _monolingual_parts(_LANGUAGE_TAG.sub("", sentence)):
+            part = _LANGUAGE_TAG.sub("", part)
             words = [word for word in words_of(part.replace(PLACEHOLDER, " ")) if word.casefold() not in _GREETINGS]
             if len(words) < 2 and _num_unspaced(part) < 4:
                 continue
@@ -184,6 +210,20 @@ def is_multilingual(question: str) -> bool:
             if ranked and ranked[0][1] >= 0.25:
                 found.add(ranked[0][0])
     return len(found) >= MIN_LANGUAGES
+
+
+def _monolingual_parts(sentence: str) -> list[str]:
+    """`sentence` cut where signs say that another one begins, and where the script changes for more than a word."""
+    parts = []
+    for part in re.split(r"\s[/|–—]\s|;|(?=[¿¡])", sentence):
+        start = 0
+        for match in _OTHER_SCRIPT.finditer(part):
+            run = match.group()
+            if len(run.split()) > 1 or _num_unspaced(run) >= 5:
+                parts += [part[start : match.start()], run]
+                start = match.end()
+        parts.append(part[start:])
+    return parts
 
 
 def is_one_question(question: str) -> bool:
@@ -200,7 +240,7 @@ def num_questions(question: str) -> int:
     does an alternative ("A or B"). The same question in another language is another question: no rule can tell that it
     is the same.
     """
-    parts = sentences(_without_option_marks(prose(question)))
+    parts = sentences(_without_guess_marks(prose(question)))
     total = 0
     for part in parts:
         is_interrogative = bool(_STARTS_WH.match(part))
@@ -219,61 +259,42 @@ def num_questions(question: str) -> int:
 def offers_selection(question: str) -> bool:
     """A question with at least two labelled options that have a text: A) B), (a) (b), 1. 2., "- A: ..."."""
     text = prose(question)
-    found = _options(text)
-    if len(found) < MIN_OPTIONS:
+    found = find_options(text)
+    if not found or any(_is_question(item) for item in option_texts(text, found)):
         return False
     lead = re.split(r"[.!?]\s", text[: found[0][0]])[-1]
     asked = "?" in text[: found[0][0]] or bool(_ASKS.match(lead) or _REQUESTS.search(lead) or _WEAK_REQUEST.match(lead))
-    ending = re.search(r"[.?!]", text[found[-1][1] :])
-    return asked or not lead.strip() or (ending is not None and ending.group() == "?")
+    return asked or chosen_from(text, found)
 
 
-def _options(text: str) -> list[tuple[int, int]]:
-    """Start and end of each option's label, if the labels count up from the first one and each has a text."""
-    for pattern in (_STRONG_OPTION, _WEAK_OPTION):
-        found: list[tuple[int, int]] = []
-        first = ""
-        for match in pattern.finditer(text):
-            label = match.group(1)
-            opens = pattern is _STRONG_OPTION or _WEAK_CONTEXT.search(text[: match.start()][-12:])
-            if not found and label in "Aa1" and opens:
-                first = label
-            if first and label == chr(ord(first) + len(found)):
-                found.append(match.span())
-        stops = [start for start, _ in found[1:]] + [len(text)]
-        texts = [text[end:stop] for (_, end), stop in zip(found, stops, strict=False)]
-        if len(found) >= MIN_OPTIONS and all(re.search(r"\w", item) and not _is_question_item(item) for item in texts):
-            return found
-    return []
-
-
-def _is_question_item(item: str) -> bool:
-    """Whether a labelled item is a question of its own, so that the list is one of questions, not of options."""
+def _is_question(item: str) -> bool:
+    """Whether a labelled item, or a remark in brackets, is a question of its own and no mere alternative."""
     return bool(re.match(rf"\W*{_WH}", item, re.I)) or bool(
         re.match(rf"\W*{_AUXILIARY}\s+{_SUBJECT}[^.?!]*\?", item, re.I)
     )
 
 
-def _without_option_marks(text: str) -> str:
-    """`text` without the question marks inside its options: "A) parser? B) cache?" is asked once."""
-    found = _options(text)
-    if not found:
+def _without_guess_marks(text: str) -> str:
+    """`text` without the question marks of mere guesses: "A) parser? B) cache?" and "(the parser?)" ask once."""
+    text = _BRACKET.sub(
+        lambda remark: remark.group() if _is_question(remark.group()) else _unmarked(remark.group()), text
+    )
+    found = find_options(text)
+    if not found or any(_is_question(item) for item in option_texts(text, found)):
         return text
     first, last = found[0][1], found[-1][1]
-    tail = re.sub(r"\?(?=.*\?)", ",", text[last:], count=1) if text[last:].count("?") > 1 else text[last:]
-    return text[:first] + text[first:last].replace("?", ",") + tail
+    tail = text[last:]
+    if "?" in text[:first] or tail.count("?") > 1:
+        tail = tail.replace("?", ",", 1) if not _ASKS_LATER.search(tail.partition("?")[0]) else tail
+    return text[:first] + _unmarked(text[first:last]) + tail
+
+
+def _unmarked(text: str) -> str:
+    return text.replace("?", ",")
 
 
 def has_snippet(question: str) -> bool:
     """At least three lines of code or document (fenced, quoted, indented or numbered) and a file or a URL."""
     value = read_json(question)
     text = question if value is None else "\n\n".join(strings_of(value))
-    return any(_num_lines(block.group()) >= MIN_SNIPPET_LINES for block in BLOCK.finditer(text)) and bool(
-        _REFERENCE.search(text)
-    )
-
-
-def _num_lines(block: str) -> int:
-    lines = [line for line in block.splitlines() if re.search(r"\w", line)]
-    is_fenced = block.lstrip().startswith(("```", "~~~"))
-    return len(lines) - (1 if is_fenced and re.match(r"\s*(?:```|~~~)[ \t]*\w", block) else 0)
+    return num_block_lines(text) >= MIN_SNIPPET_LINES and names_source(text)

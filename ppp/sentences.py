@@ -14,33 +14,30 @@ import threading
 from typing import Any
 
 import pysbd
-from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+from ppp.languages import rank_languages
+from ppp.options import find_options
 
 PLACEHOLDER = "Xqx"
+CONTINUED = "\x00"  # for a moment, a block in the middle of a sentence
 MAX_CHARS = 6000  # of prose that are read; far beyond any question, and the libraries stay fast on hostile text
 MAX_JSON_DEPTH = 50
 MAX_WORD_CHARS = 80  # what is longer without a space is no word
-
-# The languages an agent is likely to write. Regional relatives (Galician, Latin, Afrikaans, Wu Chinese, ...) stay out:
-# with all of py3langid's languages they take short Spanish, Italian, Dutch and Chinese questions.
-LANGUAGES = (
-    *("en", "it", "es", "fr", "de", "pt", "nl", "ro", "ca", "pl", "sv", "da", "no", "tr", "fi", "cs", "hu", "id", "vi"),
-    *("ru", "uk", "bg", "el", "he", "ar", "fa", "ur", "hi", "bn", "ta", "te", "th", "ja", "zh", "ko"),
-)
 
 BLOCK = re.compile(
     r"(?P<fence>```|~~~)[\s\S]*?(?:(?P=fence)|\Z)"
     r"|(?:^[ \t]*>.*(?:\n|\Z)){3,}"  # quoted lines
     r"|(?:^(?: {4}|\t)[ \t]*\S.*(?:\n|\Z)){3,}"  # indented lines
-    r"|(?:^[ \t]*\d+[ \t]*[:|].*(?:\n|\Z)){3,}",  # numbered lines, as viewers print files
+    r"|(?:^[ \t]*\d+(?:[ \t]*[:|→]|\t).*(?:\n|\Z)){3,}",  # numbered lines, as viewers print files
     re.MULTILINE,
 )
-LABEL = r"(?:[A-Ha-h]|[1-9])"
+LABEL = r"(?:[A-Ha-h]|[1-9]|[iv]{1,4}|[IV]{1,4})"
 _LIST_MARK = re.compile(rf"\s*(?:[-+•–]\s|(?:[-+•–]\s*)?[(\[]?{LABEL}\s?[)\].:]\s)")
 _CODE_SPAN = re.compile(r"(`+)(?!`)[^`\n]+\1")
 _ADDRESS = re.compile(
     r"(?:\b[a-z][a-z+.-]{1,20}://|\bwww\.)\S*[^\s.,;:!?)\]}>\"'»”]|\b[\w.+-]{1,64}@[\w-]+\.[\w.-]*\w", re.I
 )
+SPACELESS_NAME = re.compile(rf"{_ADDRESS.pattern}|[^\s`]*\w(?:[/\\]|::)\w[^\s`]*", re.I)  # an address or a path
 _QUOTATION = re.compile(
     r'"([^"\n]{1,300})"|“([^”\n]{1,300})”|«([^»\n]{1,300})»|„([^“”\n]{1,300})[“”]|(?<!\w)[\'‘]([^\'’\n]{1,80})[\'’](?!\w)'
 )
@@ -56,6 +53,11 @@ _ABBREVIATION = re.compile(
     r"\b((?i:ver|vers|vs|v|nr|no|num|núm|n|art|cap|pag|pág|p|pp|fig|sec|sez|rif|ref|ca|cf|approx|es|ecc|etc|bzw|usw"
     r"|incl|excl|resp|ed|vol|min|max|dept|est|tel|al))\.(?=\s+(?:[a-zà-ÿ]|\d|Xqx))"
 )
+_SPACED_ABBREVIATION = re.compile(
+    r"\b(?:z\. ?B|d\. ?h|u\. ?a|o\. ?ä|u\. ?U|s\. ?o|v\. ?a|n\. ?Chr|v\. ?Chr|i\. ?e|e\. ?g|p\. ?ej|p\. ?es|ad es"
+    r"|por ej|p\. ?ex|par ex|c\.-à-d)\.",
+    re.I,
+)
 _MARKS = str.maketrans(
     dict.fromkeys("؟？\u037e⁇‽⁈⁉፧", "?") | dict.fromkeys("।॥۔．｡。", ".") | dict.fromkeys("*^|\\{}$", " ") | {"！": "!"}
 )
@@ -64,17 +66,6 @@ _HIDDEN = str.maketrans("()", "⦗⦘")
 _SHOWN = str.maketrans("⦗⦘", "()")
 _OUTER = "([{\"'<«“„‘¿¡"
 _CLOSING = ")]}\"'>»”’.,;:!?…"
-
-# py3langid needs more than two or three words; the question word decides there, where it belongs to one language only.
-_QUESTION_WORDS = {
-    "en": {"what", "which", "whose", "why", "how", "when", "where"},
-    "it": {"quale", "quali", "perché", "chi", "dove", "cosa"},
-    "es": {"qué", "cuál", "cuáles", "cómo", "dónde", "cuándo", "quién"},
-    "fr": {"quel", "quelle", "quels", "quelles", "quoi", "comment", "pourquoi", "où", "combien"},
-    "de": {"welche", "welches", "welcher", "welchen", "welchem", "wann", "warum", "wieso"},
-    "pt": {"quais", "quem"},
-    "nl": {"welke", "waarom", "wanneer", "waar"},
-}
 
 _lock = threading.Lock()
 
@@ -138,7 +129,11 @@ def _mask_token(match: re.Match[str]) -> str:
     before = token[: len(token) - len(bare)]
     core = bare if re.fullmatch(r"[\w.:]+\([^()]*\)", bare) else bare.rstrip(_CLOSING)
     after = bare[len(core) :]
-    if not core or _INITIALS.fullmatch(core) or not (len(core) > MAX_WORD_CHARS or _CODE_TOKEN.match(core)):
+    if (
+        not re.search(r"\w", core)
+        or _INITIALS.fullmatch(core)
+        or not (len(core) > MAX_WORD_CHARS or _CODE_TOKEN.match(core))
+    ):
         return token
     return before + PLACEHOLDER + after
 
@@ -149,8 +144,15 @@ def _mask_quotation(match: re.Match[str]) -> str:
     return PLACEHOLDER + (ends.group() if ends and (not following or following[0].isupper()) else "")
 
 
+def _mask_block(match: re.Match[str]) -> str:
+    """A gap, unless a sentence goes on behind the block."""
+    before, after = match.string[: match.start()].rstrip(), match.string[match.end() :].lstrip()
+    goes_on = after[:1].islower() and before[-1:] not in (".", "?", "!")
+    return PLACEHOLDER if "\n" not in match.group() else CONTINUED if goes_on else "\n\n"
+
+
 def _mask(text: str) -> str:
-    text = BLOCK.sub(lambda block: "\n\n" if "\n" in block.group() else PLACEHOLDER, text)
+    text = re.sub(rf"\s*{CONTINUED}\s*", " ", BLOCK.sub(_mask_block, text))
     text = _ADDRESS.sub(PLACEHOLDER, _CODE_SPAN.sub(PLACEHOLDER, text))
     text = re.sub(r"\S+", _mask_token, text)
     quoted = sum(len(match.group()) for match in _QUOTATION.finditer(text))
@@ -165,6 +167,7 @@ def _mask(text: str) -> str:
     text = re.sub(r"(?:\.{2,}|…)", ".", text)
     text = re.sub(r"([?!])(?=[^\W\d])", r"\1 ", text)
     text = re.sub(r"(?<! ) +([?!.,])(?=\s|$)", r"\1", text)
+    text = _SPACED_ABBREVIATION.sub(lambda match: match.group().replace(".", "").replace(" ", ""), text)
     return _ABBREVIATION.sub(r"\1", _TITLE.sub(r"\1", text))
 
 
@@ -183,6 +186,15 @@ def _paragraphs(text: str) -> list[str]:
     return paragraphs
 
 
+def _with_inline_labels(text: str) -> str:
+    """`text` with "1." written as "1)" where options stand inside one sentence: "is it 1. the disk 2. the clock?"."""
+    for start, end in reversed(find_options(text)):
+        before = text[:start].rstrip(" \t")
+        if before and before[-1] not in ".?!\n":
+            text = text[:start] + text[start:end].replace(".", ")") + text[end:]
+    return text
+
+
 def _hide(paragraph: str) -> str:
     """`paragraph` with the brackets of labels hidden: pysbd's own reading of lists takes minutes on a hostile one."""
     return _LABEL_BRACKETS.sub(lambda match: match.group().translate(_HIDDEN), paragraph)
@@ -197,13 +209,6 @@ def _segmenter() -> pysbd.Segmenter:
     return pysbd.Segmenter(language="en", clean=False)
 
 
-@functools.cache
-def _identifier() -> LanguageIdentifier:
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    identifier.set_languages(LANGUAGES)
-    return identifier
-
-
 @functools.lru_cache(maxsize=2048)
 def prose(question: str) -> str:
     """What the agent says in its own words: code, names and quotations masked, the texts of a JSON value joined."""
@@ -216,7 +221,7 @@ def prose(question: str) -> str:
 def sentences(text: str) -> tuple[str, ...]:
     """The sentences of `text`, which `prose` gave; a list of options without an end belongs to what it follows."""
     found: list[str] = []
-    for paragraph in _paragraphs(text):
+    for paragraph in _paragraphs(_with_inline_labels(text)):
         with _lock:  # pysbd keeps the text it works on in the segmenter
             parts = [_unhide(str(part)).strip() for part in _segmenter().segment(_hide(paragraph))]
         for part in parts:
@@ -231,16 +236,5 @@ def sentences(text: str) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=2048)
 def languages(sentence: str) -> tuple[tuple[str, float], ...]:
-    """The languages of one sentence with their probabilities, most likely first; empty where it has no words."""
-    bare = sentence.replace(PLACEHOLDER, " ")
-    if not re.search(r"[^\W\d_]", bare):
-        return ()
-    # Signs that only Spanish and its nearest relatives write decide where py3langid hears Italian.
-    if re.search(r"[¿¡ñ]", bare):
-        return (("es", 1.0),)
-    words = words_of(bare.casefold())
-    owners = [language for language, known in _QUESTION_WORDS.items() if not known.isdisjoint(words)]
-    if len(words) <= 3 and len(owners) == 1:
-        return ((owners[0], 1.0),)
-    ranked = _identifier().rank(" ".join(bare.split()))
-    return tuple((language, float(probability)) for language, probability in ranked)
+    """`rank_languages` of one sentence that `sentences` gave: what is masked in it is in no language."""
+    return rank_languages(sentence.replace(PLACEHOLDER, " "))
