@@ -32,7 +32,8 @@ def request_body(request: Mapping[str, Any], replaced: Collection[str]) -> dict[
         other = REPLACED_PARAMETERS[name]
         if other is not None and name in request:
             body[other] = request[name]
-    return {**body, **body.pop("extra_body", {})}
+    extra = body.pop("extra_body", {})
+    return {**body, **extra}
 
 
 def read_answer(content: str, request: Mapping[str, Any]) -> tuple[Recorded, Usage]:

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import aiohttp
 from openai import (
     DEFAULT_CONNECTION_LIMITS,
     APIConnectionError,
@@ -79,7 +80,7 @@ class Connection:
             failure = RequestFailure("timeout", f"timeout after {self._timeout_s:g} s", retry=True)
         except APIStatusError as error:
             failure = of_status(error.status_code, error.response.headers, error.response.content, self._key)
-        except APIConnectionError as error:
+        except (APIConnectionError, aiohttp.ClientError, OSError) as error:
             failure = of_exception(error, self._key)
         # Raised outside of the handlers: what they caught may quote a part of the key.
         raise failure

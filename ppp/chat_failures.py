@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 import aiohttp
-import openai
 
 from ppp.chat_ledger import Usage
 
@@ -120,7 +119,7 @@ def of_status(status: int, headers: Mapping[str, str], content: bytes, key: str 
     )
 
 
-def of_exception(error: openai.APIError, key: str | None) -> RequestFailure:
+def of_exception(error: Exception, key: str | None) -> RequestFailure:
     """The failure behind an error of the transport, told by its innermost cause."""
     cause: BaseException = error
     while cause.__cause__ is not None and not isinstance(cause, (TimeoutError, aiohttp.ClientError)):

@@ -61,6 +61,7 @@ class ChatServer:
     Args:
         reply: request -> text, or an object that is sent as JSON text.
         faults: share of the requests by kind, see `FAULTS`; drawn in the order of arrival from `seed`.
+        script: faults of the first requests (None: a good answer), before shares count.
         latency_s: seconds before anything is answered.
         models: names that it knows; None takes any.
         knows_schema, knows_json_mode: whether `response_format` may ask for them; 400 otherwise.
@@ -78,6 +79,7 @@ class ChatServer:
         reply: Reply = default_reply,
         *,
         faults: Mapping[str, float] | None = None,
+        script: Sequence[str | None] = (),
         seed: int = 0,
         latency_s: float = 0.0,
         models: Sequence[str] | None = None,
@@ -93,7 +95,7 @@ class ChatServer:
         port: int = 0,
     ) -> None:
         self.reply, self.latency_s, self.models = reply, latency_s, models
-        self.faults = dict(faults or {})
+        self.faults, self.script = dict(faults or {}), list(script)
         self.knows_schema, self.knows_json_mode, self.requires_key = knows_schema, knows_json_mode, requires_key
         self.retry_after, self.has_chat_template, self.unsupported = retry_after, has_chat_template, unsupported
         self.error_code, self.cached_prompt_tokens, self.keeps = error_code, cached_prompt_tokens, keeps
@@ -219,6 +221,10 @@ class ChatServer:
         return None
 
     def _draw_fault(self) -> str | None:
+        if self.script:
+            scripted = self.script.pop(0)
+            self.faults_served.update([scripted] if scripted else [])
+            return scripted
         draw = self._random.random()
         for name, share in self.faults.items():
             draw -= share
