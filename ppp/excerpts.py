@@ -30,7 +30,7 @@ _ATTRIBUTE = (
 )
 _ROOT = r"(?:etc|usr|var|home|opt|tmp|srv|root|proc|dev|mnt|src|lib|bin|workspace|testbed|Users|Library)"
 _REFERENCE = re.compile(
-    rf"https?://[^\s/]+|\bwww\.\w|\b(?:[\w-]{1, 63}\.){1, 4}(?:org|com|net|edu|gov|io|dev|info|eu|[a-z]{{2}})/\w"
+    rf"https?://[^\s/]+|\bwww\.\w|\b(?:[\w-]{{1,63}}\.){{1,4}}(?:org|com|net|edu|gov|io|dev|info|eu|[a-z]{{2}})/\w"
     rf"|(?<![\w.])(?!(?:{_PRODUCT}|{_ATTRIBUTE})\b)[\w./\\~+-]{{0,200}}[\w-]\.{_FILE_TYPE}\b(?!\.\w|\()"
     r"|\b(?:Makefile|Dockerfile|README|LICENSE|CHANGELOG|Gemfile|Rakefile|Procfile|Jenkinsfile|Vagrantfile|Pipfile)\b"
     r"|(?<![\w.])\.(?:gitignore|gitattributes|env|bashrc|zshrc|profile|dockerignore|editorconfig|npmrc|flake8|coveragerc)\b"

@@ -35,7 +35,8 @@ _FUNCTION_WORDS = {
     "en": """the is are was were does did do has have had what which where when who whose why how that this these those
         there of from with without in and or not you your yours i my we our they it its he she his her him them at on
         for to a an be been by if so as than then can could should would will may must shall about into after before
-        any some all only also me us please""",
+        any some all only also me us please born wrote written know mean means need needs want wants expect expected see
+        saw happen happens happened found made took come comes tell give first last year people person city""",
     "it": """il lo la i gli le un uno una di del dello della dell dei degli delle da dal dalla dall dai in nel nello
         nella nell nei nelle con su sul sulla sull sui per tra fra e ed o a che chi cui quale quali qual come dove
         quando quanto quanti quanta quante perché perche cosa cos c è l d un sono era erano sia ho hai ha abbiamo avete

@@ -85,4 +85,5 @@ def chosen_from(text: str, found: list[tuple[int, int]]) -> bool:
         return True
     after = (last_item[ending.end() :] if ending else "") + "\n" + after
     opens = not text[: found[0][0]].strip(" \n([-•")
+    opens = opens and not any("\n" in item.strip() for item in option_texts(text, found)[:-1])  # else: headings
     return "?" in after and (_CHOOSES if not opens else _WHICH).search(after) is not None

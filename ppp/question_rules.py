@@ -79,11 +79,21 @@ _BEFORE_WH_OTHER = (
 _JOINED = re.compile(
     r"\b(?:and|plus|as\s+well\s+as|&)(?:\s+(?:also|then|please))*"
     rf"\s+(?:{_BEFORE_WH}{_WH_ENGLISH}(?!\s+\w+ing\b)|whether\b|{_AUXILIARY}\s+{_SUBJECT}|{_REQUEST})"
-    rf"|\b(?:e|ed|y|et|und)(?:\s+(?:anche|auch|aussi|também|también|poi))?\s+(?:{_BEFORE_WH_OTHER}{_WH_OTHER}|{_REQUEST})",
+    rf"|\b(?:e|ed|y|et|und)(?:\s+(?:anche|auch|aussi|também|también|poi))?\s+(?:{_BEFORE_WH_OTHER}{_WH_OTHER}|(?:in|a|di|da|con|per|em|de|com|por|para)\s+(?:che|que)\b|{_REQUEST})",
     re.I,
 )
+# "the man who founded it and who sold it" asks nothing.
+_RELATIVE = re.compile(
+    r"\b(?:the|an?|any|some|of|those)\s(?:\w+\s){1,3}(who|which|whose|where)\b[^,.;?]*?\band\s+\1\b", re.I
+)
+_ITEM_ASKS = re.compile(rf"(?:^|\s)(?:[-•–]|\(?\w[.)])\s+{_WH}", re.I)
 _ALSO_ASKS = re.compile(rf"[,;]\s*(?:{_WH})", re.I)
 
+# "Please send me: 1. the log 2. the settings" leaves no choice.
+_DEMANDS = re.compile(
+    rf"\b(?:send|give|share|provide|attach|paste|post|upload|describe|explain)\b(?!.*(?:{_WH}|\bone\b|\beither\b))[^?]*$",
+    re.I,
+)
 _BRACKET = re.compile(r"\([^()]{1,120}\)(?=[^.!?\n]*\?)")  # a remark inside a question
 _ASKS_LATER = re.compile(rf"(?:[.!\n]|\b(?:and|also|or)\b)\s*(?:{_WH}|{_AUXILIARY}\s+{_SUBJECT})", re.I)
 _GREETING = (
@@ -103,7 +113,7 @@ _BESIDE_POINT = re.compile(
     re.I,
 )
 _EXPLAINS = re.compile(
-    r"[,;(–-]\s*(?:because|since|as\s+(?:i|we|the|it|this)|perché\s+(?:non|il|la)|porque|weil|denn|car|parce\s+qu)\b"
+    r"[,;(–-]\s*(?:because|since|as\s+(?:i|we|you|the|it|this)|perché\s+(?:non|il|la)|porque|weil|denn|car|parce\s+qu)\b"
     r"|\bso\s+(?:that\s+)?(?:i|we)\s+can\b|\bin\s+order\s+to\s+\w+\s+(?:it|this|the\s+(?:bug|issue|problem))\b",
     re.I,
 )
@@ -157,7 +167,7 @@ def is_concise(question: str) -> bool:
     if len(question) > MAX_CONCISE_CODE or len(SPACELESS_NAME.sub(PLACEHOLDER, question).strip()) > MAX_CONCISE_CHARS:
         return False
     text = prose(question)
-    words = words_of(STRONG_OPTION.sub(" ", text))
+    words = words_of(STRONG_OPTION.sub(" ", prose(question, with_quotations=True)))
     if not 0 < len(words) + _num_unspaced(text) // 2 <= MAX_CONCISE_WORDS or len(sentences(text)) != 1:
         return False
     return not (_BESIDE_POINT.match(text) or _EXPLAINS.search(text))
@@ -215,7 +225,7 @@ def is_multilingual(question: str) -> bool:
 def _monolingual_parts(sentence: str) -> list[str]:
     """`sentence` cut where signs say that another one begins, and where the script changes for more than a word."""
     parts = []
-    for part in re.split(r"\s[/|–—]\s|;|(?=[¿¡])", sentence):
+    for part in re.split(r"\s[/|–—]\s|;|(?<=[.?!])[)\]]\s|(?=[¿¡])", sentence):
         start = 0
         for match in _OTHER_SCRIPT.finditer(part):
             run = match.group()
@@ -250,7 +260,8 @@ def num_questions(question: str) -> int:
             total += 1
         else:
             continue
-        total += len(_JOINED.findall(_OPENING.sub("", part)))
+        total += len(_JOINED.findall(_RELATIVE.sub(" ", _OPENING.sub("", part))))
+        total += max(0, len(_ITEM_ASKS.findall(part)) - 1) if "?" not in part else 0
         if is_interrogative:
             total += len(_ALSO_ASKS.findall(part))
     return total or int(any(_WEAK_REQUEST.match(part) for part in parts))
@@ -263,6 +274,8 @@ def offers_selection(question: str) -> bool:
     if not found or any(_is_question(item) for item in option_texts(text, found)):
         return False
     lead = re.split(r"[.!?]\s", text[: found[0][0]])[-1]
+    if _DEMANDS.search(lead):
+        return False
     asked = "?" in text[: found[0][0]] or bool(_ASKS.match(lead) or _REQUESTS.search(lead) or _WEAK_REQUEST.match(lead))
     return asked or chosen_from(text, found)
 

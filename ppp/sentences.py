@@ -41,7 +41,9 @@ SPACELESS_NAME = re.compile(rf"{_ADDRESS.pattern}|[^\s`]*\w(?:[/\\]|::)\w[^\s`]*
 _QUOTATION = re.compile(
     r'"([^"\n]{1,300})"|“([^”\n]{1,300})”|«([^»\n]{1,300})»|„([^“”\n]{1,300})[“”]|(?<!\w)[\'‘]([^\'’\n]{1,80})[\'’](?!\w)'
 )
-_INITIALS = re.compile(r"[^\W\d]\.[^\W\d]|(?:[A-Z]\.)+[A-Z]")  # "e.g", "U.S", "z.B": pysbd knows these
+_INITIALS = re.compile(
+    r"[^\W\d]\.[^\W\d]|(?:[A-Z]\.)+[A-Z]|Ph\.D|[BM]\.Sc|[BM]\.Eng"
+)  # "e.g", "U.S", "z.B": pysbd knows these
 _CODE_TOKEN = re.compile(
     r".*\w(?:\.|::|->)\w|.*[\\_=<>$%@{}]|.*\w\(.*\)|[-~/.]+\w|(?:[^/]*/){2,}|.*[a-z][A-Z]", re.DOTALL
 )
@@ -51,8 +53,9 @@ _TITLE = re.compile(
 )
 _ABBREVIATION = re.compile(
     r"\b((?i:ver|vers|vs|v|nr|no|num|núm|n|art|cap|pag|pág|p|pp|fig|sec|sez|rif|ref|ca|cf|approx|es|ecc|etc|bzw|usw"
-    r"|incl|excl|resp|ed|vol|min|max|dept|est|tel|al))\.(?=\s+(?:[a-zà-ÿ]|\d|Xqx))"
+    r"|incl|excl|resp|ed|vol|min|max|phd|[bm]sc|dept|est|tel|al))\.(?=\s+(?:[a-zà-ÿ]|\d|Xqx))"
 )
+_DEGREE = re.compile(r"\b(?:Ph\. ?D|[BM]\. ?(?:Sc|A)|[BM]\. ?Eng)(?=\.)")
 _SPACED_ABBREVIATION = re.compile(
     r"\b(?:z\. ?B|d\. ?h|u\. ?a|o\. ?ä|u\. ?U|s\. ?o|v\. ?a|n\. ?Chr|v\. ?Chr|i\. ?e|e\. ?g|p\. ?ej|p\. ?es|ad es"
     r"|por ej|p\. ?ex|par ex|c\.-à-d)\.",
@@ -151,13 +154,13 @@ def _mask_block(match: re.Match[str]) -> str:
     return PLACEHOLDER if "\n" not in match.group() else CONTINUED if goes_on else "\n\n"
 
 
-def _mask(text: str) -> str:
+def _mask(text: str, with_quotations: bool) -> str:
     text = re.sub(rf"\s*{CONTINUED}\s*", " ", BLOCK.sub(_mask_block, text))
     text = _ADDRESS.sub(PLACEHOLDER, _CODE_SPAN.sub(PLACEHOLDER, text))
     text = re.sub(r"\S+", _mask_token, text)
     quoted = sum(len(match.group()) for match in _QUOTATION.finditer(text))
     # A quotation inside a question is not the agent's own words; a question that is mostly quotation is.
-    if quoted <= 2 * (len(text) - quoted):
+    if not with_quotations and quoted <= 2 * (len(text) - quoted):
         text = _QUOTATION.sub(_mask_quotation, text)
     text = text.translate(_MARKS)
     text = re.sub(r"(?<=[\u0370-\u03ff]);", "?", text)
@@ -167,7 +170,8 @@ def _mask(text: str) -> str:
     text = re.sub(r"(?:\.{2,}|…)", ".", text)
     text = re.sub(r"([?!])(?=[^\W\d])", r"\1 ", text)
     text = re.sub(r"(?<! ) +([?!.,])(?=\s|$)", r"\1", text)
-    text = _SPACED_ABBREVIATION.sub(lambda match: match.group().replace(".", "").replace(" ", ""), text)
+    for abbreviation in (_SPACED_ABBREVIATION, _DEGREE):
+        text = abbreviation.sub(lambda match: match.group().replace(".", "").replace(" ", ""), text)
     return _ABBREVIATION.sub(r"\1", _TITLE.sub(r"\1", text))
 
 
@@ -210,11 +214,11 @@ def _segmenter() -> pysbd.Segmenter:
 
 
 @functools.lru_cache(maxsize=2048)
-def prose(question: str) -> str:
+def prose(question: str, with_quotations: bool = False) -> str:
     """What the agent says in its own words: code, names and quotations masked, the texts of a JSON value joined."""
     value = read_json(question)
     text = question if value is None else "\n\n".join(strings_of(value))
-    return _mask(text[:MAX_CHARS].replace("\r\n", "\n"))
+    return _mask(text[:MAX_CHARS].replace("\r\n", "\n"), with_quotations)
 
 
 @functools.lru_cache(maxsize=2048)
