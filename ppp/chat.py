@@ -249,8 +249,8 @@ class ChatGateway:
         started = time.monotonic()
         try:
             answer = await self._request_once(connection, request)
-        except RunStoppedError as error:
-            self._stop(str(error))
+        except RunStoppedError as error:  # the budget; what is under way is paid for and may arrive
+            self._stopped = str(error)
             raise
         except RequestFailure as failure:
             last_failure[:] = [failure]
