@@ -27,7 +27,7 @@ STRONG_OPTION = re.compile(rf"(?<![\w(\[])[(\[]?({_ROMAN}|{_SIMPLE})\s?[)\]]")
 _PATTERNS = (
     STRONG_OPTION,
     re.compile(rf"(?:^|(?<=\s)|(?<=[(–—-]))({_SIMPLE})\s?[.:=–—-](?=\s)"),
-    re.compile(rf"^\W*({_ROMAN})\s?[.:–—-](?=\s)", re.M),
+    re.compile(rf"^[^\w\n]*({_ROMAN})\s?[.:–—-](?=\s)", re.M),
     re.compile(rf"\b(?i:{_OPTION_WORD})\s+({_ROMAN}|{_SIMPLE})\b[\s:.,=–—-]"),
     re.compile(r"(?<!\w)#(\d)\s+(?=\w)"),
     re.compile(r"(?<!\w)(\d)\ufe0f?\u20e3"),

@@ -79,7 +79,9 @@ _BEFORE_WH_OTHER = (
 _JOINED = re.compile(
     r"\b(?:and|plus|as\s+well\s+as|&)(?:\s+(?:also|then|please))*"
     rf"\s+(?:{_BEFORE_WH}{_WH_ENGLISH}(?!\s+\w+ing\b)|whether\b|{_AUXILIARY}\s+{_SUBJECT}|{_REQUEST})"
-    rf"|\b(?:e|ed|y|et|und)(?:\s+(?:anche|auch|aussi|também|también|poi))?\s+(?:{_BEFORE_WH_OTHER}{_WH_OTHER}|(?:in|a|di|da|con|per|em|de|com|por|para)\s+(?:che|que)\b|{_REQUEST})",
+    r"|(?:\band|,|;|\s-)\s*if\s+(?:so|yes|not)\b"
+    rf"|\b(?:e|ed|y|et|und)(?:\s+(?:anche|auch|aussi|também|también|poi))?\s+(?:{_BEFORE_WH_OTHER}{_WH_OTHER}"
+    rf"|(?:in|a|di|da|con|per|em|de|com|por|para)\s+(?:che|que)\b|{_REQUEST})",
     re.I,
 )
 # "the man who founded it and who sold it" asks nothing.
@@ -101,15 +103,16 @@ _GREETING = (
     r"|pardon|ciao|salve|buon(?:giorno|asera)|scusa\w*|grazie|hola|buen[oa]s\s+\w+|perdon\w*|gracias|bonjour|bonsoir|salut"
     r"|merci|hallo|guten\s+\w+|danke|entschuldig\w+|ol[áa]|bom\s+dia|boa\s+\w+|obrigad[oa])"
 )
-_CLAUSE_END = r"[^,;:–]{3,}[,;:–]\s*(?:i\s|\w+,\s)?"
+_CLAUSE_END = r"[^,;:–]*[,;:–]\s*(?:i\s|\w+,\s)?"
 # What stands before the point of a short question: a greeting, or a clause that gives background, reason or purpose.
 _BESIDE_POINT = re.compile(
     rf"^\W*(?:{_GREETING}\b[^\n]*\w"
-    rf"|(?:since|because|as\s+(?:i|we|the|it|this|there)|given\s+that|considering|although|though|while\s+(?:i|we)"
+    rf"|(?:(?:since|as)\b[^,;:]*\s(?:(?:is|are|was|were|do|does|did|has|have|had|can|could|will|would)(?:n['’]t|not)?"
+    rf"|\w+(?:ed|n['’]t)|fails?|says?|shows?)|because|given\s+that|considering|although|though|while\s+(?:i|we)"
     rf"|for\s+(?:context|background)|in\s+order\s+to|to\s+\w+(?:\s+\w+)?\s+(?:the|this|that|it|your|a)"
     rf"|siccome|poiché|dato\s+che|visto\s+che|como\s+(?:no|el|la)|comme\s+(?:je|il|le|la)|puisque|da\s+(?:ich|der|die|das)|weil)"
     rf"\b{_CLAUSE_END}\w"
-    rf"|(?!{_REQUEST})(?:i|we)(?:['’]\w+)?\s{_CLAUSE_END}(?:{_WH}|{_AUXILIARY}))",
+    rf"|(?!{_REQUEST})(?:i|we)(?:['’]\w+)?\s[^,;:–]{{3,}}?(?:[,;:–]|\s(?:and|but|so)\b)[^?]*?\b(?:{_WH}|{_AUXILIARY}))",
     re.I,
 )
 _EXPLAINS = re.compile(

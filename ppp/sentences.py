@@ -53,13 +53,17 @@ _TITLE = re.compile(
 )
 _ABBREVIATION = re.compile(
     r"\b((?i:ver|vers|vs|v|nr|no|num|núm|n|art|cap|pag|pág|p|pp|fig|sec|sez|rif|ref|ca|cf|approx|es|ecc|etc|bzw|usw"
-    r"|incl|excl|resp|ed|vol|min|max|phd|[bm]sc|dept|est|tel|al))\.(?=\s+(?:[a-zà-ÿ]|\d|Xqx))"
+    r"|incl|excl|resp|ed|vol|min|max|phd|[bm]sc|dept|est|tel|al))\.(?=\s+(?:[a-zà-ÿ(\d]|Xqx))"
 )
 _DEGREE = re.compile(r"\b(?:Ph\. ?D|[BM]\. ?(?:Sc|A)|[BM]\. ?Eng)(?=\.)")
 _SPACED_ABBREVIATION = re.compile(
     r"\b(?:z\. ?B|d\. ?h|u\. ?a|o\. ?ä|u\. ?U|s\. ?o|v\. ?a|n\. ?Chr|v\. ?Chr|i\. ?e|e\. ?g|p\. ?ej|p\. ?es|ad es"
     r"|por ej|p\. ?ex|par ex|c\.-à-d)\.",
     re.I,
+)
+# A smile between two sentences stands for the stop that people leave out before it.
+_SMILE = re.compile(
+    r"([.?!])?\s*(?::-?[)(DP]|;-?\)|[\U0001f600-\U0001f64f\U0001f900-\U0001f9ff☺])(?=\s+[A-ZÀ-Þ¿¡][^A-Z]|\s*$)"
 )
 _MARKS = str.maketrans(
     dict.fromkeys("؟？\u037e⁇‽⁈⁉፧", "?") | dict.fromkeys("।॥۔．｡。", ".") | dict.fromkeys("*^|\\{}$", " ") | {"！": "!"}
@@ -162,6 +166,7 @@ def _mask(text: str, with_quotations: bool) -> str:
     # A quotation inside a question is not the agent's own words; a question that is mostly quotation is.
     if not with_quotations and quoted <= 2 * (len(text) - quoted):
         text = _QUOTATION.sub(_mask_quotation, text)
+    text = _SMILE.sub(lambda match: match.group(1) or ".", text)
     text = text.translate(_MARKS)
     text = re.sub(r"(?<=[\u0370-\u03ff]);", "?", text)
     text = re.sub(r"[?!]*\?[?!]*", "?", text)
