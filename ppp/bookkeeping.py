@@ -96,7 +96,6 @@ class Bookkeeper:
         """Write what is known to `user_ledger.json`: of the other processes what was last collected."""
         if self.path is None or self.rank != 0 or not (self._ledgers() or self.left_out):
             return
-        self._refresh()
         text = json.dumps({"version": VERSION, **self.summary(), "processes": self._states}, indent=1)
         beside = self.path.with_suffix(".tmp")
         beside.write_text(text + "\n", encoding="utf-8")
@@ -104,6 +103,7 @@ class Bookkeeper:
 
     def summary(self) -> dict[str, Any]:
         """Ledgers, failures by kind and sessions, as JSON values."""
+        self._refresh()
         return {
             "users": {crowd.field: merged(self._states, crowd.field).summary() for crowd, _ in self._ledgers()},
             "failures": self.failures(),

@@ -59,7 +59,8 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path
     """The model, on the CPU; a folder that holds an adapter gives its base model with the adapter.
 
     Args:
-        folder: where a tiny model is written first, because a KL term needs a reference that can be loaded by name.
+        folder: where a tiny model is written first, because a KL term needs a reference that can be loaded by name; the
+            same for all processes.
 
     Raises:
         RecipeError: the model cannot be loaded.
@@ -70,7 +71,9 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path
         max_length = max_context(recipe)
         if folder is None:
             return tiny_model(byte_tokenizer(), args.seed, max_length)
-        save_tiny_model(folder, args.seed, max_length)
+        if PartialState().is_main_process:  # no other process's `save_pretrained` would write anything
+            save_tiny_model(folder, args.seed, max_length)
+        PartialState().wait_for_everyone()
         name = str(folder)
     options: dict[str, Any] = {
         "dtype": config.dtype if config.dtype == "auto" else getattr(torch, config.dtype),

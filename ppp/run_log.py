@@ -95,6 +95,7 @@ def trajectory_record(
         "stop_reason": None if trajectory.stop_reason is None else trajectory.stop_reason.value,
         "final_answer": trajectory.final_answer,
         "error": trajectory.error,
+        "error_kind": trajectory.error_kind,
         "score": score,
         "session": None if trajectory.failed else session_metrics(trajectory),
         "num_prompt_tokens": len(trajectory.prompt_ids),
@@ -103,6 +104,11 @@ def trajectory_record(
         "turns": [turn_record(turn) for turn in trajectory.turns],
     }
     return record
+
+
+def replayable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a replayed run must have in common with the recorded one: all but seconds and the wording of a failure."""
+    return {key: value for key, value in record.items() if key not in ("timings", "error", "error_kind")}
 
 
 def turn_record(turn: Turn) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def run(recipe: Recipe) -> PPPTrainer:
 
     guard = LearningSignalGuard(config.warn_without_signal_steps, config.stop_without_signal_steps)
     trainer = PPPTrainer(
-        model=build_model(recipe, tokenizer, tiny_model_dir(recipe, output_dir)),
+        model=build_model(recipe, tokenizer, output_dir / TINY_MODEL_DIR),
         args=args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
@@ -274,11 +274,6 @@ def set_up_wandb(recipe: Recipe, folder: Path) -> None:
     os.environ.setdefault("WANDB_RUN_ID", path.read_text(encoding="utf-8").strip())
     os.environ.setdefault("WANDB_RESUME", "allow")
     os.environ.setdefault("WANDB_DIR", str(folder))
-
-
-def tiny_model_dir(recipe: Recipe, folder: Path) -> Path:
-    """Where this process writes the tiny model, if that is what is trained."""
-    return folder / TINY_MODEL_DIR / str(recipe.args.process_index)
 
 
 def rollout_settings(recipe: Recipe) -> RolloutSettings:

@@ -56,11 +56,11 @@ def _holds(system: str, name: str) -> bool:
 
 
 def answer(knows: Mapping[str, Any], question: str) -> dict[str, str]:
-    """The details that were asked for; everything, at high effort, where the solution was asked for."""
+    """The details that were asked for; the file, looked up at high effort, where the solution was asked for."""
     details = details_of(knows["report"])
-    sources = list(knows.get("sources") or ())
-    if SOLUTION.search(question) and sources:
-        return {"answer": state(details, list(details)), "source": str(sources[0])}
+    for name, text in knows["sources"].items():
+        if SOLUTION.search(question):
+            return {"answer": f"It is {text}.", "source": name}
     words = {word.lower() for word in WORD.findall(question)}
     named = [detail for detail, nouns in NOUNS.items() if words.intersection(nouns) and detail in details]
     said = json.dumps(knows.get("conversation", ""))

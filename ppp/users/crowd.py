@@ -71,8 +71,11 @@ class Crowd:
     def service(self) -> UserService | None:
         """What the users share, opened when it is first asked for; None where they share nothing."""
         if not self._is_open:
+            try:
+                self._service = self.user_class.open_service(self.options)
+            except RecipeError as error:
+                raise self._renamed(error) from error
             self._is_open = True
-            self._service = self.user_class.open_service(self.options)
         return self._service
 
     def invite(self, task: Task, seed: int) -> User:
