@@ -64,13 +64,15 @@ _OPENING = re.compile(rf"^\W*{_POLITE}", re.I)
 _STARTS_WH = re.compile(rf"^\W*{_POLITE}(?!{_WH_ENGLISH}\s+{_SUBJECT}){_WH}", re.I)
 # Words that open a question even where its mark was forgotten; "when" and "where" open statements as often.
 _UNMARKED = re.compile(
-    rf"^\W*{_POLITE}(?!{_WH_ENGLISH}\s+{_SUBJECT})"
+    rf"^\W*{_POLITE}(?!{_WH_ENGLISH}\s+(?:(?!{_AUXILIARY})\w+\s+)?{_SUBJECT})"
     r"(?:what|which|whose|who|why|how|quale|quali|perché|qué|cuál|quel(?:le)?s?|pourquoi|welche[rsmn]?|warum)\b",
     re.I,
 )
 _ASKS = re.compile(rf"^\W*{_POLITE}(?:{_WH}|{_AUXILIARY}\s+{_SUBJECT})", re.I)
 _REQUESTS = re.compile(rf"(?:^\W*|[,;:–—]\s*){_POLITE}{_REQUEST}", re.I)
-_ALTERNATIVE = re.compile(r"^\W*(?:or|oppure|o|oder|ou|u)\b(?!\s+(?:what|which|who|how|why|where|when)\b)", re.I)
+_ALTERNATIVE = re.compile(
+    r"^\W*(?:or|yes\s+or|right\b|correct\b|oppure|o|oder|ou|u)\b(?!\s+(?:what|which|who|how|why|where|when)\b)", re.I
+)
 _BEFORE_WH = r"(?:(?:in|on|at|for|from|to|of|with|by|since|until|under|through|during)\s+)?"
 _BEFORE_WH_OTHER = (
     r"(?:(?:in|a|da|di|con|per|su|tra|en|de|à|pour|par|avec|sur|dans|depuis|por|para|desde|em|mit|von|für|seit|aus|zu"
@@ -89,7 +91,11 @@ _RELATIVE = re.compile(
     r"\b(?:the|an?|any|some|of|those)\s(?:\w+\s){1,3}(who|which|whose|where)\b[^,.;?]*?\band\s+\1\b", re.I
 )
 _ITEM_ASKS = re.compile(rf"(?:^|\s)(?:[-•–]|\(?\w[.)])\s+{_WH}", re.I)
-_ALSO_ASKS = re.compile(rf"[,;]\s*(?:{_WH})", re.I)
+# Another question behind a comma, if it is no clause about a noun: "Which module, which was renamed, fails?"
+_ALSO_ASKS = re.compile(
+    rf"(?:[,;/]|,\s*or)\s+(?!(?:which|who|where)\s+(?:is|was|are|were|has|have|had|you|we|i|it)\b[^,?]*,)(?:{_WH})",
+    re.I,
+)
 
 # "Please send me: 1. the log 2. the settings" leaves no choice.
 _DEMANDS = re.compile(
@@ -112,6 +118,7 @@ _BESIDE_POINT = re.compile(
     rf"|for\s+(?:context|background)|in\s+order\s+to|to\s+\w+(?:\s+\w+)?\s+(?:the|this|that|it|your|a)"
     rf"|siccome|poiché|dato\s+che|visto\s+che|como\s+(?:no|el|la)|comme\s+(?:je|il|le|la)|puisque|da\s+(?:ich|der|die|das)|weil)"
     rf"\b{_CLAUSE_END}\w"
+    rf"|[^?]{{3,}}[,;:–-]\s*(?:so|but|therefore)\s+(?:{_WH}|{_AUXILIARY})"
     rf"|(?!{_REQUEST})(?:i|we)(?:['’]\w+)?\s[^,;:–]{{3,}}?(?:[,;:–]|\s(?:and|but|so)\b)[^?]*?\b(?:{_WH}|{_AUXILIARY}))",
     re.I,
 )

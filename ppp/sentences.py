@@ -56,6 +56,9 @@ _ABBREVIATION = re.compile(
     r"|incl|excl|resp|ed|vol|min|max|phd|[bm]sc|dept|est|tel|al))\.(?=\s+(?:[a-zà-ÿ(\d]|Xqx))"
 )
 _DEGREE = re.compile(r"\b(?:Ph\. ?D|[BM]\. ?(?:Sc|A)|[BM]\. ?Eng)(?=\.)")
+_ORDINAL = re.compile(  # "am 3. Mai", "die 2. Auflage"
+    r"\b(\d{1,2})\.(?=\s+(?:Jan|Feb|März|Mär|Apr|Mai|Jun|Jul|Aug|Sep|Okt|Nov|Dez|Jahr|Auflage|Ausgabe|Kapitel|Band|Welt|Zeile))"
+)
 _SPACED_ABBREVIATION = re.compile(
     r"\b(?:z\. ?B|d\. ?h|u\. ?a|o\. ?ä|u\. ?U|s\. ?o|v\. ?a|n\. ?Chr|v\. ?Chr|i\. ?e|e\. ?g|p\. ?ej|p\. ?es|ad es"
     r"|por ej|p\. ?ex|par ex|c\.-à-d)\.",
@@ -160,6 +163,7 @@ def _mask_block(match: re.Match[str]) -> str:
 
 def _mask(text: str, with_quotations: bool) -> str:
     text = re.sub(rf"\s*{CONTINUED}\s*", " ", BLOCK.sub(_mask_block, text))
+    text = re.sub(rf"`({LABEL})`(?=\s?[).:])", r"\1", text)
     text = _ADDRESS.sub(PLACEHOLDER, _CODE_SPAN.sub(PLACEHOLDER, text))
     text = re.sub(r"\S+", _mask_token, text)
     quoted = sum(len(match.group()) for match in _QUOTATION.finditer(text))
@@ -177,7 +181,7 @@ def _mask(text: str, with_quotations: bool) -> str:
     text = re.sub(r"(?<! ) +([?!.,])(?=\s|$)", r"\1", text)
     for abbreviation in (_SPACED_ABBREVIATION, _DEGREE):
         text = abbreviation.sub(lambda match: match.group().replace(".", "").replace(" ", ""), text)
-    return _ABBREVIATION.sub(r"\1", _TITLE.sub(r"\1", text))
+    return _ABBREVIATION.sub(r"\1", _TITLE.sub(r"\1", _ORDINAL.sub(r"\1", text)))
 
 
 def _paragraphs(text: str) -> list[str]:
