@@ -1,8 +1,8 @@
 """How a question is read: what is prose in it, where its sentences end, which languages they are in.
 
-No verdicts here, and nothing of our own imported; `question_rules.py` beside it asks these functions and decides. Code,
-file names, addresses, numbers and quotations become a placeholder first, because their dots and their English words
-would fool the two libraries that do the real work: pysbd splits sentences, py3langid names languages.
+No verdicts here; `question_rules.py` beside it asks these functions and decides. Code, file names, addresses, numbers
+and quotations become a placeholder first, because their dots and their English words would fool the two libraries that
+do the real work: pysbd splits sentences, py3langid names languages (`languages.py`).
 """
 
 from __future__ import annotations
