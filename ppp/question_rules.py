@@ -1,8 +1,8 @@
 """What a rule can decide about one question: ten verdicts, each a function `question -> bool`.
 
 No preference and no penalty here; `preferences.py` puts these rules into its table and is the file to read next. How
-a question is taken apart stands in `sentences.py`, `options.py` and `excerpts.py`. A question that is a JSON value is judged by the texts in it, except
-by `is_capital`, `has_no_comma` and `is_json`, which look at every character.
+a question is taken apart stands in `sentences.py`, `options.py` and `excerpts.py`. A question that is a JSON value is
+judged by the texts in it, except by `is_capital`, `has_no_comma` and `is_json`, which look at every character.
 """
 
 from __future__ import annotations
