@@ -83,6 +83,7 @@ class Interview:
     def __init__(self) -> None:
         self._calls: list[tuple[ChatGateway, Callable[[], Awaitable[None]]]] = []
         self.num_unanswered = 0
+        self._last_error: InfrastructureError | None = None
 
     def add(self, gateway: ChatGateway, ask: Callable[[], Awaitable[T]], keep: Callable[[T | None], None]) -> None:
         """Plan one call; `keep` gets what it brings, None if the endpoint fails."""
@@ -93,7 +94,7 @@ class Interview:
             except InfrastructureError as error:
                 logger.debug("no answer: %s", error)
                 self.num_unanswered += 1
-                found = None
+                self._last_error, found = error, None
             keep(found)
 
         self._calls.append((gateway, call))
@@ -103,6 +104,7 @@ class Interview:
 
         Raises:
             RunStoppedError: an endpoint will not come back, or the budget is used up.
+            InfrastructureError: not one call brought an answer.
         """
         slots = {gateway: asyncio.Semaphore(gateway.endpoint.max_concurrency) for gateway, _ in self._calls}
         with tqdm(total=len(self._calls), desc="users check", unit="case") as bar:
@@ -119,6 +121,10 @@ class Interview:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+        if self._last_error is not None and self.num_unanswered == len(self._calls):
+            raise InfrastructureError(
+                f"not one answer in {self.num_unanswered} cases; the last error: {self._last_error}"
+            )
 
 
 def model_names(gateways: Sequence[ChatGateway]) -> list[str]:
@@ -162,6 +168,7 @@ async def check_users(plan: CheckPlan) -> dict[str, Any]:
     Raises:
         RecipeError: the options are wrong, or a model cannot be reached.
         RunStoppedError: an endpoint went away, or the budget is used up.
+        InfrastructureError: no model gave a single usable answer.
     """
     service = LLMUserService(LLMUserOptions.parse(plan.options))
     try:
