@@ -117,7 +117,8 @@ def run(recipe: Recipe) -> PPPTrainer:
     run_log = RunLog(output_dir, args.process_index, step=step_of(checkpoint))
     if config.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads it, and it costs a third of a step
+        # Nothing reads what nobody wrote, and filling it costs a third of a step.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
     guard = LearningSignalGuard(config.warn_without_signal_steps, config.stop_without_signal_steps)
     trainer = PPPTrainer(
