@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
+from chat_server import ChatServer
 
+from ppp.chat import ChatEndpoint
 from ppp.codec import Codec
 from ppp.engines.scripted import ScriptedEngine
-from ppp.environments.town import town_task_rows
+from ppp.environments.town import TownEnvironment, town_task_rows
 from ppp.rollout import Limits, RolloutJob, RolloutPool
 from ppp.types import Answer, Effort, RecipeError, RunStoppedError, Source, Task, ToolCall, Turn
 from ppp.users.crowd import Crowd
@@ -185,9 +187,63 @@ def test_several_processes_cannot_share_a_terminal(desk: Desk, monkeypatch: pyte
         asyncio.run(desk.service.check())
 
 
-def test_a_person_has_no_options() -> None:
-    with pytest.raises(RecipeError, match=r"eval_user\.mood: unknown"):
-        Crowd({"kind": "human", "mood": 1}, "eval_user")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mood": 1}, r"^eval_user\.mood: unknown"),
+        ({"judge_model": 3}, r"^eval_user\.judge_model: 3 is not allowed"),
+        ({"judge_model": {"modle": "x"}}, r"^eval_user\.judge_model\.modle"),
+    ],
+)
+def test_a_person_has_no_option_but_a_judge(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Crowd({"kind": "human", **options}, "eval_user")
+
+
+def judging(request: dict[str, Any]) -> dict[str, Any] | str:
+    """Says of every answer that it comes from the report, and of every question that it is a joke."""
+    if "response_format" not in request:
+        return "OK"
+    names = request["response_format"]["json_schema"]["schema"]["properties"]
+    return {name: {"source": "task", "follows_preference": True}[name] for name in names}
+
+
+JUDGED = {
+    "what the report says": ("In the {module}.", "joke", Effort.LOW, True, "judge"),
+    "what it does not say, whatever the judge says": ("It is {gold}.", "joke", Effort.HIGH, True, "judge"),
+    "nothing": ("I don't know.", "joke", Effort.MEDIUM, True, "judge"),
+    "with a rule for the question": ("In the {module}.", "capital", Effort.LOW, False, "evidence"),
+}
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_a_judge_takes_the_verdicts_off_the_person(desk: Desk, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Terminal, "has_person", True)  # the screen is a file here
+    answer, preference, effort, follows, decided_by = JUDGED[name]
+    payload = make_task().payload
+    sources = TownEnvironment.sources(make_task())
+    with ChatServer(judging) as server:
+        service = HumanService(desk.terminal, ChatEndpoint("m", base_url=server.base_url))
+        asyncio.run(service.check())
+        desk.type(answer.format(module=payload["details"]["module"], gold=payload["gold"][0]))
+        user = HumanUser(make_task(preference), {}, service=service, sources=sources)
+
+        async def session() -> Answer:
+            try:
+                return await user.answer("Where is it?", [])
+            finally:
+                await service.close()
+
+        found = asyncio.run(session())
+    assert (found.effort, found.follows_preference, found.decided_by) == (effort, follows, decided_by)
+    assert service.summary()["calls"] == (1 if preference == "capital" else 2)
+
+
+def test_a_judge_that_cannot_be_reached_is_found_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Terminal, "has_person", True)
+    service = HumanService(desk.terminal, ChatEndpoint("m", base_url="http://127.0.0.1:9/v1"))
+    with pytest.raises(RecipeError, match=r"^user\.judge_model: m at "):
+        asyncio.run(service.check())
 
 
 def test_an_interrupt_at_a_question_ends_the_run_at_once(tmp_path: Path) -> None:

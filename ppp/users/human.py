@@ -1,21 +1,28 @@
 """A person at the terminal as the user: `user: human`. For trying an agent oneself, and for evaluations with people.
 
 The person sees what a user knows (the precise prompt, what is known beyond it, the preference), answers, and says what
-the answer cost and, where no rule decides, whether the question was put well. Sessions take turns, a question at a
-time; no deadline hurries the person. Everything that the agent wrote is shown as plain text, see `terminal.py`.
+the answer cost and, where no rule decides, whether the question was put well; with a `judge_model` those two come from
+evidence and from the model, as for users played by one. Sessions take turns, a question at a time; no deadline hurries
+the person. Everything that the agent wrote is shown as plain text, see `terminal.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from ppp.chat_ledger import world_size
+from ppp.chat import ChatEndpoint, ChatGateway
+from ppp.chat_ledger import ChatLedger, world_size
+from ppp.chat_structured import structured_chat
 from ppp.checks import refuse
 from ppp.preferences import PREFERENCES
+from ppp.prompts import load_prompt
 from ppp.types import Answer, Effort, RecipeError, RunStoppedError, Turn
 from ppp.users.base import User, UserService
+from ppp.users.evidence import TASK, UNKNOWN, Evidence, Grade
+from ppp.users.judge import MAX_QUESTION_CHARS, judge_question
 from ppp.users.terminal import Terminal, quoted
 
 EFFORTS = {
@@ -26,11 +33,29 @@ EFFORTS = {
 VERDICTS = {"y": (True, "yes"), "n": (False, "no")}
 
 
-class HumanService(UserService):
-    """The terminal, which all sessions share."""
+def judge_of(options: Mapping[str, Any]) -> ChatEndpoint | None:
+    """The model that judges, if the recipe names one.
 
-    def __init__(self, terminal: Terminal | None = None) -> None:
+    Raises:
+        RecipeError: it cannot be used; names `user.judge_model.<field>`.
+    """
+    choice = options.get("judge_model")
+    if choice is None:
+        return None
+    if not isinstance(choice, str | Mapping):
+        raise refuse("user.judge_model", choice, "must be the name of a model, or a mapping with a model")
+    return ChatEndpoint.from_options({"model": choice} if isinstance(choice, str) else choice, "user.judge_model")
+
+
+class HumanService(UserService):
+    """The terminal, which all sessions share, and the judge, if there is one."""
+
+    def __init__(self, terminal: Terminal | None = None, judge: ChatEndpoint | None = None) -> None:
         self.terminal = terminal or Terminal()
+        self.judge = None
+        if judge is not None:
+            self.ledger = ChatLedger()
+            self.judge = ChatGateway(judge, ledger=self.ledger)
         self._turn: asyncio.Lock | None = None
 
     @property
@@ -41,21 +66,28 @@ class HumanService(UserService):
         return self._turn
 
     async def check(self) -> None:
-        """Find out whether anybody is there.
+        """Find out whether anybody is there, the judge included.
 
         Raises:
-            RecipeError: there is no terminal, or several processes would have to share it.
+            RecipeError: there is no terminal, several processes would have to share it, or the judge cannot be reached.
         """
         if world_size() > 1:
             raise refuse("user.kind", "human", "in one process; several cannot share a terminal")
         if not self.terminal.has_person:
             raise refuse("user.kind", "human", "with a terminal for input and error output; here is none")
+        if self.judge is not None:
+            try:
+                await self.judge.check()
+            except RecipeError as error:
+                raise RecipeError(f"user.judge_model: {error}") from error
 
     async def close(self) -> None:
         self._turn = None  # a lock belongs to its event loop
+        if self.judge is not None:
+            await self.judge.close()
 
     def summary(self) -> dict[str, Any]:
-        return {}
+        return {} if self.ledger is None else self.ledger.summary()
 
 
 class HumanUser(User):
@@ -65,33 +97,68 @@ class HumanUser(User):
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
-        if options:
-            raise RecipeError(f"user.{next(iter(options))}: unknown; a person has no options")
+        for name in options:
+            if name != "judge_model":
+                raise RecipeError(f"user.{name}: unknown; a person has no option but judge_model")
+        judge_of(options)
 
     @classmethod
     def open_service(cls, options: Mapping[str, Any]) -> UserService:
-        return HumanService()
+        return HumanService(judge=judge_of(options))
 
     async def answer(self, question: str, turns: Sequence[Turn]) -> Answer:
-        """Show the question and wait for an answer and for what it cost.
+        """Show the question, wait for an answer, and find out what it cost and whether the question was put well.
 
         Raises:
             RunStoppedError: the person has left.
+            InfrastructureError: the judge cannot be reached.
         """
         assert isinstance(self.service, HumanService)
         follows = PREFERENCES[self.task.preference].rule(question)
-        decided_by = "person" if follows is None and self._criterion else "rule"
+        if follows is None and not self._criterion:
+            follows = True
+        judge = self.service.judge
         async with self.service.turn:
             self.service.terminal.write(self._screen(question, turns))
             try:
                 text = await self._ask("Your answer> ")
-                effort = await self._choose("What did it cost you?", EFFORTS)
-                if follows is None:
+                if judge is None:
+                    effort = await self._choose("What did it cost you?", EFFORTS)
+                    if follows is not None:
+                        return Answer(text, effort, follows, "rule")
                     wish = f"Was it put as you like it ({self._criterion})?"
-                    follows = await self._choose(wish, VERDICTS) if self._criterion else True
+                    return Answer(text, effort, await self._choose(wish, VERDICTS), "person")
             except EOFError:
                 raise RunStoppedError("The person at the terminal has left: the input has ended.") from None
-        return Answer(text, effort, follows, decided_by)
+        grade = await self._grade(judge, question, text, turns)
+        if follows is not None:
+            return Answer(text, grade.effort, follows, grade.decided_by, grade.level)
+        verdict = await judge_question(judge, self.task.preference, question, turns)
+        return Answer(text, grade.effort, verdict, "judge", grade.level)
+
+    async def _grade(self, judge: ChatGateway, question: str, text: str, turns: Sequence[Turn]) -> Grade:
+        """What an answer cost, by the evidence; the judge says what it draws on where the texts do not tell."""
+        data = {
+            "report": self.task.precise_prompt,
+            "sources": {source.name: source.text for source in self.sources},
+            "question": question[:MAX_QUESTION_CHARS],
+            "answer": text,
+        }
+        messages = [
+            {"role": "system", "content": load_prompt("user_source.txt")},
+            {"role": "user", "content": json.dumps(data, ensure_ascii=False)},
+        ]
+        names = [TASK, *(source.name for source in self.sources), UNKNOWN]
+        schema = {
+            "type": "object",
+            "properties": {"source": {"type": "string", "enum": names}},
+            "required": ["source"],
+            "additionalProperties": False,
+        }
+        claim = await structured_chat(judge, messages, schema, "source")
+        evidence = Evidence(self.task.precise_prompt, self.sources, said=self.task.prompt)
+        earlier = [turn.question for turn in turns if turn.answer is not None and turn.question is not None]
+        return evidence.grade(question, text, claim["source"], earlier)
 
     @property
     def _criterion(self) -> str:
