@@ -88,6 +88,8 @@ class Evidence:
         self.unknown_level = unknown_level
         self.sources = {source.name: source for source in sources}
         self._vocabularies = {source.name: Vocabulary(source.text) for source in sources}
+        told = (part for source in sources for part in _SENTENCE_END.split(source.text))
+        self._told_by_sources = [Vocabulary(part) for part in told if part]
         whole = Text(f"{precise_prompt}\n{said}")
         self._reader = Reader(self._is_ordinary, lambda longer: longer in whole.folded)
         self._strict = Reader(self._is_ordinary, lambda longer: True)
@@ -156,6 +158,8 @@ class Evidence:
         """The grade of an answer that names nothing of the solution and refuses nothing."""
         if chosen := replies.selected(question, answer):
             answer = replies.without_labels(answer)
+        if (chosen or replies.affirms(answer)) and (told := self._confirmed(question, chosen)):
+            return self._high(f"says yes or no to what a source says: {', '.join(told[:5])}", self._level_of(told))
         core = self._core(answer)
         if not core:
             return self._of_assent(question, answer, chosen, claim)
@@ -173,6 +177,7 @@ class Evidence:
         """The grade of a reply that has no words of its own: of what it says yes or no to, or chooses."""
         stated = " ".join(chosen) or " ".join(_asking(question)) or question
         core = self._core(stated)
+        core = [word for word in core if not is_carrier(stem_of(word))] or core
         missing = [word for word in dict.fromkeys(core) if not self.report.supports(word)]
         if chosen and core and not missing:
             return Grade(Effort.LOW, TASK_LEVEL, "evidence", "chooses what stands in the report")
@@ -184,6 +189,18 @@ class Evidence:
         if not chosen and not replies.affirms(answer):
             return self._refused("is polite and tells nothing")
         return self._high("says yes or no to what the report does not say", self._level_of(missing), True)
+
+    def _confirmed(self, question: str, chosen: Sequence[str]) -> list[str]:
+        """What a yes, or a choice, confirms that only a source says, whatever is said beside it.
+
+        It has to be told by one sentence of a source, and be most of what the report does not have: single words of a
+        long discussion meet those of any question.
+        """
+        stated = " ".join(chosen) or " ".join(_asking(question)) or question
+        missing = [word for word in dict.fromkeys(self._core(stated)) if not self.report.supports(word)]
+        rows = ([word for word in missing if known.supports(word)] for known in self._told_by_sources)
+        told = max(rows, key=len, default=[])
+        return told if len(told) > (0 if chosen else 1) and 2 * len(told) > len(missing) else []
 
     def _claimed(self, claim: str) -> Grade:
         """What the model says of its source, where the texts do not tell."""

@@ -51,7 +51,8 @@ _LONGER_AFTER = re.compile(r"[_-]+[^\W_][\w-]*")
 _NOUN_BEFORE = re.compile(rf"\b{_CODE_NOUN}\s+(?:is\s+)?(?:called\s+|named\s+)?['\"]?$")
 _CODE_AFTER = re.compile(rf"^['\"]?(?:\(|\.py\b|\s+{_CODE_NOUN}\b)")
 _ASKS_FOR_CODE = re.compile(rf"\b(?:{_CODE_NOUN}|names?|called|edit(?:ed)?|patch|fix(?:ed)?)\b")
-_CODE_WORD = re.compile(r"[\w\-]*(?:[\w\-]+[/._:]+)+[\w\-]+(?:\(\))?|\w+\(\)")
+_TOKEN = re.compile(r"[^\s,;!?\"'`()\[\]{}<>]+(?:\(\))?")
+_CODE_MARK = re.compile(r"\w[/_.:\\]+\w|\w\(\)$")
 _SPELLED = re.compile(r"(?<![^\W_])[^\W_](?:[\W_]{1,3}[^\W_]){2,}(?![^\W_])")
 _SPOKEN = re.compile(r"[\s,]*\b(?:dot|point|slash|underscore|dash|hyphen|minus|colon)\b[\s,]*")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{6,}={0,2}")
@@ -110,13 +111,16 @@ def compact(text: str) -> str:
 
 
 def names_of(sources: Iterable[Source]) -> tuple[Name, ...]:
-    """Every name that gives an item of the sources away, each once, with the highest level that it has."""
+    """Every name that gives an item of the sources away, each once, with the lowest level that it has.
+
+    The path of a function is a name, too, and no more than the file's.
+    """
     found: dict[str, Name] = {}
     for source in sources:
         for item in source.items:
             for text, known_by in _variants(item.strip()):
                 key = compact(text)
-                if key and (key not in found or found[key].level < source.level):
+                if key and (key not in found or found[key].level > source.level):
                     found[key] = Name(text, key, source.level, known_by)
     return tuple(found.values())
 
@@ -309,5 +313,11 @@ def asks_for_code(question: str) -> bool:
 
 
 def code_words(text: str) -> list[str]:
-    """The paths, qualified names and calls in a text, as it writes them."""
-    return _CODE_WORD.findall(plain(text))
+    """The paths, qualified names, versions and calls in a text, as it writes them; "e.g." and "and/or" are none."""
+    tokens = (token.strip(".:") for token in _TOKEN.findall(plain(text)))
+    marked = (token for token in tokens if _CODE_MARK.search(token))
+    return [token for token in marked if not all(map(_is_small_word, _PIECE.findall(fold(token))))]
+
+
+def _is_small_word(word: str) -> bool:
+    return (len(word) == 1 and word.isalpha()) or word in FUNCTION_WORDS
