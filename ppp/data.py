@@ -35,7 +35,7 @@ TASK_FIELDS: dict[str, type] = {
 # Environments that make or convert their own tasks: name -> function(**options) -> task rows.
 GENERATORS = {
     "town": "ppp.environments.town:town_task_rows",
-    "func_loc": "ppp.environments.func_loc_data:func_loc_task_rows",
+    "func_loc": "ppp.swe.rows:func_loc_task_rows",
 }
 
 TaskRow = Mapping[str, Any]

@@ -3,7 +3,7 @@
     python scripts/func_loc_baseline.py --issues issues.jsonl --repositories DIR [--limit N] [--ask]
 
 `issues.jsonl` holds issues in the style of SWE-bench with the functions that their fixes edited (see
-`ppp/environments/func_loc_data.py`); DIR holds a git repository per project, such as `pytest-dev__pytest.git` from
+`ppp/swe/rows.py`); DIR holds a git repository per project, such as `pytest-dev__pytest.git` from
 `git clone --bare https://github.com/pytest-dev/pytest`. The base commit of an issue is read without a checkout. Nothing
 is downloaded and no model is needed. Issues without an edited function are left out. The last line is JSON.
 """
@@ -24,9 +24,9 @@ from ppp.baselines.func_loc import FuncLocAgent
 from ppp.codec import Codec
 from ppp.engines.scripted import ScriptedEngine
 from ppp.environments.func_loc import FuncLocEnvironment
-from ppp.environments.func_loc_data import load_func_loc_tasks
 from ppp.rewards import summarize
 from ppp.rollout import Limits, RolloutJob, RolloutPool
+from ppp.swe.rows import load_func_loc_tasks
 from ppp.tiny_model import byte_tokenizer
 from ppp.types import RecipeError, Task, Trajectory
 

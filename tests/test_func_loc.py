@@ -13,9 +13,9 @@ import pytest
 
 from ppp.environments import environment_class
 from ppp.environments.func_loc import LIMITS, FuncLocEnvironment, func_loc_f1
-from ppp.environments.func_loc_data import find_repository, func_loc_task_rows, load_func_loc_tasks
 from ppp.environments.source_tree import _cached_tree
 from ppp.prompts import load_prompt
+from ppp.swe.rows import find_repository, func_loc_task_rows, load_func_loc_tasks
 from ppp.types import InfrastructureError, Observation, RecipeError, Task, ToolCall
 
 CORE = "class Core:\n    def run(self):\n        raise ValueError('frobnication failed')\n"

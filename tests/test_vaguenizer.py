@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from ppp.data import load_task_rows
-from ppp.environments.func_loc_data import func_loc_task_rows
 from ppp.environments.town import town_task_rows
 from ppp.gold_names import find_gold, gold_names
 from ppp.prompts import load_prompt
+from ppp.swe.rows import func_loc_task_rows
 from ppp.vague_checks import CHECKS, JUDGED, LEVELS, Original, find_problems, max_chars, max_specifics
 from ppp.vague_rows import failures_path
 from ppp.vaguenize_cli import main

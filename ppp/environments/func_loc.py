@@ -1,7 +1,7 @@
 """Function localisation on real code: read a source tree, name the functions that an issue wants edited, get F1.
 
 The tools only read, and what they show is bounded. The tree itself is in `source_tree.py`, real issues come from
-`func_loc_data.py`, and a rule-made agent is in `baselines/func_loc.py`.
+`ppp/swe/rows.py`, and a rule-made agent is in `baselines/func_loc.py`.
 """
 
 from __future__ import annotations
