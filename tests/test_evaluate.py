@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import ChatServer
+from town_user_server import town_reply
 
 from ppp import evaluate as evaluation
 from ppp.baselines import POLICIES
@@ -210,3 +212,55 @@ def test_a_recipe_in_a_file_can_be_overridden(tmp_path: Path) -> None:
     path.write_text("tiny_model: true\nenvironments: {town: 1}\ntrain_tasks: {town: {split: train, num: 8}}\n")
     recipe = read_recipe(["--config", str(path), "--eval_tasks", "{town: {split: test, num: 3}}"])
     assert len(evaluation.load_held_out_rows(recipe)) == 3
+
+
+# --- users played by a model -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server() -> Iterator[ChatServer]:
+    with ChatServer(town_reply) as server:
+        yield server
+
+
+def llm(server: ChatServer, field: str = "user", **options: Any) -> list[str]:
+    chosen = {"kind": "llm", "model": "m", "base_url": server.base_url, **options}
+    return ["--agent", "always_ask", "--num_sessions", "12", f"--{field}", json.dumps(chosen)]
+
+
+def test_users_played_by_a_model_leave_their_ledger(
+    server: ChatServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        assert run(tmp_path / "run", *llm(server), "--sessions_per_unseen_preference", "1") == 0
+    summary = read_summary(tmp_path / "run")
+    assert summary["user"] == {"kind": "llm", "model": "m", "base_url": server.base_url}
+    assert summary["vague_seen"]["effort"]["low"] > 0
+    ledger = json.loads((tmp_path / "run" / "user_ledger.json").read_text())
+    assert ledger["users"]["user"]["requests"] == server.num_requests > 12
+    assert "requests" in caplog.text and f"m@127.0.0.1:{server.port}" in caplog.text
+
+
+def test_an_evaluation_asks_the_users_of_evaluations(server: ChatServer, tmp_path: Path) -> None:
+    options = llm(server, "eval_user", model="other")
+    assert run(tmp_path / "run", *options, "--user", "scripted", "--sessions_per_unseen_preference", "0") == 0
+    assert {request["model"] for request in server.requests} == {"other"}
+    assert read_summary(tmp_path / "run")["user"]["model"] == "other"
+
+
+def test_users_that_cannot_be_reached_are_the_operators_mistake(
+    server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.down = True
+    assert run(tmp_path / "run", *llm(server, "eval_user")) == 2
+    assert f"ppp evaluate: eval_user: m at {server.base_url} cannot be used" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_used_up_budget_ends_an_evaluation_with_the_results_so_far(
+    server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "run", *llm(server, max_calls=10), "--max_concurrency", "2") == 1
+    assert "The budget is used up: max_calls 10" in capsys.readouterr().err
+    assert 0 < len(read_results(tmp_path / "run")) < 24
+    assert json.loads((tmp_path / "run" / "user_ledger.json").read_text())["users"]["user"]["requests"] == 10
