@@ -140,7 +140,13 @@ def test_the_attempts_are_counted_and_the_last_error_is_named(server: ChatServer
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_request_that_is_wrong_is_not_repeated_and_says_nothing_about_others(server: ChatServer, status: int) -> None:
     server.script = [str(status)] * 5
-    gateway = make_gateway(server, max_outage_s=1e-9)
+    gateway = make_gateway(server)
+
+    class NoOutage(OutageWatch):
+        def failed(self, started: float, now: float) -> bool:
+            raise AssertionError("the endpoint works")
+
+    gateway._outage = NoOutage(30.0)
 
     async def ask(gateway: ChatGateway) -> None:
         for _ in range(5):
@@ -179,6 +185,10 @@ def test_a_cut_short_answer_is_an_answer_and_says_so(server: ChatServer) -> None
     reply = say(gateway)
     assert (reply.text, reply.finish_reason) == ("A long ", "length")
     assert failures(gateway) == {"length": 1}
+    server.reply = lambda request: ""  # all the tokens went into thinking
+    with pytest.raises(InfrastructureError, match="empty answer") as caught:
+        say(make_gateway(server, max_retries=0))
+    assert caught.value.kind == "length"
 
 
 @pytest.mark.parametrize(
@@ -206,8 +216,9 @@ def test_a_date_to_retry_after_is_a_wait() -> None:
 
 def test_a_wait_beyond_the_deadline_is_not_begun(server: ChatServer) -> None:
     server.faults, server.retry_after = {"429": 1.0}, "3600"
-    with pytest.raises(InfrastructureError, match="status 429"):
-        say(make_gateway(server))
+    with pytest.raises(InfrastructureError, match=r": status 429") as caught:
+        say(make_gateway(server, deadline_s=1.0))
+    assert caught.value.kind == "429" and "no answer" not in str(caught.value)
     assert server.num_requests == 1
 
 
@@ -258,6 +269,17 @@ def test_a_dead_endpoint_ends_all_calls_with_one_sentence_wherever_they_wait(ser
     assert {type(error) for error in errors} == {RunStoppedError}
     (sentence,) = {str(error) for error in errors}
     assert sentence.startswith(f"m at {server.base_url} has answered nothing for 0.3 s; the last error: ")
+
+
+def test_a_call_that_is_being_answered_does_not_outlive_the_endpoint(server: ChatServer) -> None:
+    server.script, server.faults = ["hang"], {"500": 1.0}
+    gateway = make_gateway(server, max_outage_s=0.1, max_retries=10_000, timeout_s=600.0, deadline_s=600.0)
+
+    async def ask(gateway: ChatGateway) -> list[BaseException]:
+        calls = (gateway.chat(HELLO) for _ in range(3))
+        return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 30)
+
+    assert [type(error) for error in run(gateway, ask)] == [RunStoppedError] * 3
 
 
 def test_a_refused_connection_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

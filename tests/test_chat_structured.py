@@ -121,8 +121,10 @@ def test_a_bad_reply_is_repaired_within_bounds(server: ChatServer, name: str) ->
     assert gateway.ledger.summary()["failures"] == {kind: 1}
 
     server.reply = lambda request: text
+    server.requests.clear()
     with pytest.raises(InfrastructureError, match="none of 2 replies") as caught:
         ask(gateway, max_repairs=1)
+    assert len(server.requests) == 2
     assert caught.value.kind == kind
 
 
