@@ -18,6 +18,7 @@ PROMPT_KINDS = ("both", "vague", "precise")
 REQUIRED_TEXTS = ("instance_id", "repo", "base_commit", "problem_statement")
 OPTIONAL_TEXTS = ("vague_statement", "hints_text", "patch", "test_patch")
 TEST_LISTS = ("FAIL_TO_PASS", "PASS_TO_PASS")  # a list, or a list written as JSON
+LABEL_LISTS = ("edited_functions", "added_functions", "edited_classes")
 # What runs the tests of a fix or holds the fix itself; kept in the file, and out of the tasks that `func_loc` plays.
 EVALUATION = "evaluation"
 EVALUATION_FIELDS = ("patch", "test_patch", *TEST_LISTS, "version", "environment_setup_commit")
@@ -146,6 +147,9 @@ def check_issue(raw: Any) -> dict[str, Any]:
                 raise RecipeError(f"{name} is {_shown(tests)}; allowed: a list of tests, or one as JSON") from error
         if tests is not None and not _is_texts(tests):
             raise RecipeError(f"{name} is {_shown(tests)}; allowed: a list of tests, or one as JSON")
+    for name in LABEL_LISTS:
+        if row.get(name) is not None:
+            check_functions(row[name], name)
     return row
 
 
