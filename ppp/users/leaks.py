@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from enum import StrEnum
 
-from ppp.users.names import compact, decoded, respelled
+from ppp.users.names import decoded, respelled
 from ppp.users.words import content_words, fold, stem_of
 
 MAX_ANSWER_CHARS = 600
@@ -57,8 +57,7 @@ class Secrets:
     """
 
     def __init__(self, instructions: Iterable[str], preference: Iterable[str], report: str) -> None:
-        self._report = fold(report)
-        self._report_compact = compact(report)
+        self._report = " ".join(fold(report).split())
         known = _ngrams(report, NGRAM_WORDS), _ngrams(report, PREFERENCE_NGRAM_WORDS)
         told = [_ngrams(text, NGRAM_WORDS) | _short_sentences(text) for text in instructions]
         self._instructions = frozenset().union(*told) - known[0]
@@ -86,7 +85,7 @@ class Secrets:
         """Whether some sentence of an answer is a question that the report does not have."""
         bare = re.sub(r"`[^`]*`|\"[^\"]*\"|'[^'\n]*'(?!\w)|https?://\S+|\S*[=/&]\S*", " ", answer)
         asked = re.findall(r"[^.!?\n]*[?？؟](?=\s|$|[)\"'])", bare)
-        return any(compact(sentence) not in self._report_compact for sentence in asked if compact(sentence))
+        return any(" ".join(fold(sentence).split()) not in self._report for sentence in asked)
 
 
 def _is_json(text: str) -> bool:

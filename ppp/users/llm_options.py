@@ -101,13 +101,13 @@ def _in_field(make: Callable[[], T]) -> T:
 
 
 def _check_own(own: Mapping[str, Any]) -> None:
-    if own["hardness"] not in HARDNESS:
+    if not isinstance(own["hardness"], str) or own["hardness"] not in HARDNESS:
         raise refuse_unknown("user.hardness", own["hardness"], HARDNESS)
     if type(own["max_answers"]) is not int or own["max_answers"] < 1:  # a bool is an int to isinstance
         raise refuse("user.max_answers", own["max_answers"], "must be an integer of at least 1")
     if type(own["sample_per_session"]) is not bool:
         raise refuse("user.sample_per_session", own["sample_per_session"], "must be true or false")
-    if own["cache"] not in CACHE_MODES:
+    if not isinstance(own["cache"], str) or own["cache"] not in CACHE_MODES:
         raise refuse_unknown("user.cache", own["cache"], CACHE_MODES)
     path = own["cache_path"]
     if path is not None and not (isinstance(path, str) and path.strip()):

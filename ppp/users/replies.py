@@ -65,10 +65,10 @@ _ASSENT = re.compile(rf"(?<!\w)(?:{'|'.join(_ASSENTS)})(?!\w)|[✓✔👎✅❌�
 _POLITE_REPLY = re.compile(rf"(?<!\w)(?:{_POLITE})(?!\w)")
 _ORDINALS = {"first": 0, "former": 0, "second": 1, "third": 2, "fourth": 3, "fifth": 4, "sixth": 5}
 _LAST = ("last", "latter")
-_LABEL = re.compile(r"(?:^|(?<=[\s(\[,;:?]))[(\[]?([A-Ha-h]|[1-9])\s?[).:\]](?=\s|$|\w)")
+_LABEL = re.compile(r"(?:^|(?<=[\s(\[,;:?]))[(\[]?([A-Ha-h]|[1-9])\s?(?:[):\]]|\.(?!\d))(?=\s|$|\w)")
 _CHOICE = re.compile(
     r"(?:^|(?<=[\s(]))(?:(?:option|number|nr\.?|no\.?)\s*)?[(\[]?"
-    r"([A-Ha-h]|[1-9])(?=[).:,;\]!]|\s*$|\s+(?:and|or|please)\b)"
+    r"([A-Ha-h]|[1-9])(?=[):,;\]!]|\.(?!\w)|\s*$|\s+(?:and|or|please)\b)"
 )
 
 
