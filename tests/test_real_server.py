@@ -27,15 +27,18 @@ import torch
 from ppp.chat import ChatEndpoint, ChatGateway
 from ppp.chat_ledger import ChatLedger
 from ppp.chat_structured import structured_chat
+from ppp.data import expand
+from ppp.environments.town import town_task_rows
 from ppp.tiny_model import byte_tokenizer, save_tiny_model, tiny_model
-from ppp.types import InfrastructureError, RecipeError
+from ppp.types import Effort, InfrastructureError, RecipeError
+from ppp.users.crowd import Crowd
 
-SAID = {"answer": "I don't know.", "source": "nothing", "follows_preference": True}
+SAID = {"answer": "I don't know.", "source": "unknown", "follows_preference": True}
 SCHEMA = {
     "type": "object",
     "properties": {
         "answer": {"type": "string"},
-        "source": {"enum": ["precise_prompt", "nothing"]},
+        "source": {"enum": ["task", "unknown"]},
         "follows_preference": {"type": "boolean"},
     },
     "required": list(SAID),
@@ -208,5 +211,20 @@ def test_babble_of_a_random_model_never_becomes_an_answer(server: ModelServer) -
         await gateway.close()
         summary = ledger.summary()
         assert summary["calls"] == 2 and sum(summary["failures"].values()) == 2
+
+    asyncio.run(talk())
+
+
+def test_session_of_a_run_gets_its_answers_from_the_server(server: ModelServer) -> None:
+    """The user as a recipe names it; only base_url and model are given."""
+
+    async def talk() -> None:
+        crowd = Crowd({"kind": "llm", "base_url": server.base_url, "model": str(server.models / "parrot")})
+        await crowd.check()
+        tasks = expand(list(town_task_rows("train", 1)), ["professional"], seed=0)
+        answer = await crowd.invite(tasks[0], seed=0).answer("Which module is affected?", [])
+        assert (answer.text, answer.effort, answer.follows_preference) == (SAID["answer"], Effort.MEDIUM, True)
+        assert crowd.service is not None and crowd.service.summary()["calls"] == 1
+        await crowd.close()
 
     asyncio.run(talk())
