@@ -108,6 +108,8 @@ class ChatServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._down = False
+        self.resume = threading.Event()  # while it is cleared, requests arrive but are not answered
+        self.resume.set()
 
     @property
     def base_url(self) -> str:
@@ -192,6 +194,8 @@ class ChatServer:
             self.requests.append(request)
         if self.latency_s:
             await asyncio.sleep(self.latency_s)
+        while not self.resume.is_set():
+            await asyncio.sleep(0.005)
         return self._refusal(request) or await self._answer(http, request)
 
     def _refusal(self, request: Request) -> web.Response | None:
