@@ -113,7 +113,7 @@ def percent(share: Mapping[str, Any]) -> str:
 
 
 def interval(share: Mapping[str, Any]) -> str:
-    return "-" if share["value"] is None else f"{100 * share['low']:.0f} to {100 * share['high']:.0f}"
+    return "-" if share["value"] is None else f"{100 * share['low']:.1f} to {100 * share['high']:.1f}"
 
 
 def verdict_table(report: Mapping[str, Any]) -> str:
