@@ -470,6 +470,30 @@ def test_a_user_without_service_or_with_a_confusing_source_is_refused(server: Ch
         LLMUser(make_task(), {}, sources=[Source("task", "", (), 1)], service=service)
 
 
+@pytest.mark.parametrize("preference", PREFERENCES)
+@pytest.mark.parametrize(
+    "question", ["\ud800 which?", "", "\x00", "[" * 5000, "\u202e" * 50, "A) " * 500, "?!." * 700, "{" + '"a":{' * 900]
+)
+def test_no_question_and_no_reply_breaks_a_session(server: ChatServer, question: str, preference: str) -> None:
+    def reply(request: Mapping[str, Any]) -> Reply:
+        return says(question)
+
+    async def main() -> Answer:
+        server.reply = reply
+        service = LLMUser.open_service({"model": "m", "base_url": server.base_url})
+        user = LLMUser(make_task(preference), {}, sources=SOURCES, service=service)
+        turns = [
+            asked(question, "In October."),
+            Turn([], [], {}, call=ToolCall("x", {"y": question}), observation=question),
+        ]
+        try:
+            return await user.answer(question, turns)
+        finally:
+            await service.close()
+
+    assert asyncio.run(main()).effort in Effort
+
+
 def test_very_long_texts_are_cut(server: ChatServer) -> None:
     check: Callable[[str], Answer] = lambda question: Bench(server).ask(question, says("2.4.1"))  # noqa: E731
     check("Which version? " * 5000)

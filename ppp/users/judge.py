@@ -7,6 +7,7 @@ question has less to talk it into. Without one the user model decides along with
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ MAX_QUESTION_CHARS = 6000  # of a question that any model sees, and that evidenc
 MAX_TURNS = 20  # of the work before, the latest ones
 MAX_TURN_CHARS = 160  # of each part of a turn
 NEEDS_WORK = ("first_try",)  # preferences for which it matters what was done before
+_HALF = re.compile("[\ud800-\udfff]")
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"follows_preference": {"type": "boolean"}},
@@ -51,10 +53,15 @@ async def judge_question(
     data["question"] = question[:MAX_QUESTION_CHARS]
     messages = [
         {"role": "system", "content": load_prompt("user_judge.txt")},
-        {"role": "user", "content": json.dumps(data, ensure_ascii=False)},
+        {"role": "user", "content": as_data(data)},
     ]
     verdict = await structured_chat(gateway, messages, SCHEMA, "verdict", seed=seed)
     return bool(verdict["follows_preference"])
+
+
+def as_data(value: Any) -> str:
+    """`value` as JSON text that can be sent: an agent can write half a character, and no request can hold one."""
+    return _HALF.sub("\ufffd", json.dumps(value, ensure_ascii=False))
 
 
 def work_before(turns: Sequence[Turn]) -> list[str]:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable
 from enum import StrEnum
+from functools import cached_property, lru_cache
 
 from ppp.users.names import decoded, respelled
 from ppp.users.words import content_words, fold, stem_of
@@ -39,6 +40,9 @@ _TASTE = re.compile(
 )
 
 
+Row = tuple[str, ...]  # stems of content words in a row
+
+
 class Flaw(StrEnum):
     """What is wrong with a spoken answer; the value ends the name of the prompt that asks for another one."""
 
@@ -58,11 +62,8 @@ class Secrets:
 
     def __init__(self, instructions: Iterable[str], preference: Iterable[str], report: str) -> None:
         self._report = " ".join(fold(report).split())
-        known = _ngrams(report, NGRAM_WORDS), _ngrams(report, PREFERENCE_NGRAM_WORDS)
-        told = [_ngrams(text, NGRAM_WORDS) | _short_sentences(text) for text in instructions]
-        self._instructions = frozenset().union(*told) - known[0]
-        wishes = [text for text in preference if text]
-        self._wishes = frozenset().union(*(_ngrams(text, PREFERENCE_NGRAM_WORDS) for text in wishes)) - known[1]
+        self._rows = frozenset().union(*map(_rows_of_instructions, instructions))
+        self._rows |= frozenset().union(*(_ngrams(text, PREFERENCE_NGRAM_WORDS) for text in preference))
 
     def find_flaw(self, answer: str) -> Flaw | None:
         """The worst flaw of an answer, None if it can be said."""
@@ -77,9 +78,15 @@ class Secrets:
         for pattern in (_FIELD_NAMES, _ROLE, _TASTE):
             if any(found.group() not in self._report for found in pattern.finditer(folded)):
                 return True
-        rows = {size: _ngrams(text, size) for size in range(PREFERENCE_NGRAM_WORDS, NGRAM_WORDS + 1)}
-        quotes = any(found & self._instructions for found in rows.values())
-        return quotes or bool(rows[PREFERENCE_NGRAM_WORDS] & self._wishes)
+        sizes = range(PREFERENCE_NGRAM_WORDS, NGRAM_WORDS + 1)
+        quoted = frozenset().union(*(_ngrams(text, size) for size in sizes)) & self._rows
+        return bool(quoted) and not quoted <= self._rows_of_report
+
+    @cached_property
+    def _rows_of_report(self) -> frozenset[Row]:
+        """What looks like a quotation and is one of the report: asked for rarely."""
+        sizes = range(PREFERENCE_NGRAM_WORDS, NGRAM_WORDS + 1)
+        return frozenset().union(*(_ngrams(self._report, size) for size in sizes))
 
     def _asks(self, answer: str) -> bool:
         """Whether some sentence of an answer is a question that the report does not have."""
@@ -91,21 +98,23 @@ class Secrets:
 def _is_json(text: str) -> bool:
     try:
         return isinstance(json.loads(text), dict | list)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
-def _ngrams(text: str, size: int) -> frozenset[tuple[str, ...]]:
+@lru_cache(maxsize=256)
+def _ngrams(text: str, size: int) -> frozenset[Row]:
     """The rows of `size` content words in a text: grammar and separators hide nothing."""
     words = [stem_of(word) for word in content_words(text)]
     return frozenset(zip(*(words[start:] for start in range(size)), strict=False))
 
 
-def _short_sentences(text: str) -> frozenset[tuple[str, ...]]:
-    """The sentences of a text that are too short for a row of `NGRAM_WORDS` words, and long enough to be known."""
+@lru_cache(maxsize=64)
+def _rows_of_instructions(text: str) -> frozenset[Row]:
+    """The rows of `NGRAM_WORDS` words in a text, and its shorter sentences that are long enough to be known."""
     sentences = (content_words(part) for part in re.split(r"(?<=[.:;])\s", text))
     kept = (words for words in sentences if PREFERENCE_NGRAM_WORDS <= len(words) < NGRAM_WORDS)
-    return frozenset(tuple(map(stem_of, words)) for words in kept)
+    return _ngrams(text, NGRAM_WORDS) | {tuple(map(stem_of, words)) for words in kept}
 
 
 def shortened(answer: str, max_chars: int = MAX_ANSWER_CHARS) -> str:

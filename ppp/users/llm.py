@@ -10,7 +10,6 @@ Options and gateways are in `llm_options.py`, a judge of its own in `judge.py`. 
 
 from __future__ import annotations
 
-import json
 import logging
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from ppp.rewards import LEVELS, RESEARCH_ENVIRONMENT, RESEARCH_LEVELS
 from ppp.types import Answer, Effort, RecipeError, Source, Task, Turn
 from ppp.users.base import User, UserService
 from ppp.users.evidence import TASK, UNKNOWN, Evidence, Grade
-from ppp.users.judge import MAX_QUESTION_CHARS, NEEDS_WORK, judge_question, work_before
+from ppp.users.judge import MAX_QUESTION_CHARS, NEEDS_WORK, as_data, judge_question, work_before
 from ppp.users.leaks import Flaw, Secrets, shortened
 from ppp.users.llm_options import LLMUserOptions, LLMUserService
 from ppp.users.people import HARDNESS, one_fact, remembered
@@ -132,7 +131,7 @@ class LLMUser(User):
         if problem:
             again = [
                 *self._messages(question, turns),
-                {"role": "assistant", "content": json.dumps(dict(reply), ensure_ascii=False)},
+                {"role": "assistant", "content": as_data(dict(reply))},
                 {"role": "user", "content": load_prompt(f"user_repair_{problem}.txt")},
             ]
             reply = await self._ask(again)
@@ -187,7 +186,7 @@ class LLMUser(User):
         data["question"] = question[:MAX_QUESTION_CHARS]
         return [
             {"role": "system", "content": self._instructions},
-            {"role": "user", "content": json.dumps(data, ensure_ascii=False)},
+            {"role": "user", "content": as_data(data)},
         ]
 
     @cached_property

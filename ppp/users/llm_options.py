@@ -9,10 +9,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, TypeVar
 
 from ppp.chat import ChatEndpoint, ChatGateway
-from ppp.chat_cache import CACHE_MODES, ChatCache
+from ppp.chat_cache import CACHE_MODES, CacheMode, ChatCache
 from ppp.chat_ledger import ChatLedger
 from ppp.checks import refuse, refuse_unknown
 from ppp.types import RecipeError
@@ -61,7 +62,7 @@ class LLMUserOptions:
     hardness: str
     max_answers: int
     sample_per_session: bool
-    cache: str
+    cache: CacheMode
     cache_path: str | None
     max_cost: float | None
     max_calls: int | None
@@ -84,12 +85,12 @@ class LLMUserOptions:
         parsed = cls(models=models, judge=judge, **own)
         ledger = parsed.open_ledger()
         for used in (*(model for _, model in models), *([judge] if judge else [])):
-            _in_field(lambda used=used: ChatGateway(used, ledger=ledger))  # for prices that a budget needs
+            _in_field(partial(ChatGateway, used, ledger=ledger))  # for prices that a budget needs
         return parsed
 
     def open_ledger(self) -> ChatLedger:
         """A new ledger with this budget."""
-        return _in_field(lambda: ChatLedger(self.max_cost, self.max_calls))
+        return _in_field(partial(ChatLedger, self.max_cost, self.max_calls))
 
 
 def _in_field(make: Callable[[], T]) -> T:
@@ -165,15 +166,15 @@ class LLMUserService(UserService):
 
     def __init__(self, options: LLMUserOptions) -> None:
         self.options = options
-        self.ledger = options.open_ledger()
+        self.ledger = self._ledger = options.open_ledger()
         self._cache = None
         if options.cache != "off":
-            self._cache = _in_field(lambda: ChatCache(options.cache_path, options.cache))
+            self._cache = _in_field(partial(ChatCache, options.cache_path, options.cache))
         self._users = [(weight, self._gateway(endpoint)) for weight, endpoint in options.models]
         self.judge = self._gateway(options.judge) if options.judge else None
 
     def _gateway(self, endpoint: ChatEndpoint) -> ChatGateway:
-        return ChatGateway(endpoint, cache=self._cache, ledger=self.ledger)
+        return ChatGateway(endpoint, cache=self._cache, ledger=self._ledger)
 
     def gateway_for(self, seed: int) -> ChatGateway:
         """Who plays the user of the session with this seed."""
@@ -205,4 +206,4 @@ class LLMUserService(UserService):
             self._cache.close()
 
     def summary(self) -> dict[str, Any]:
-        return self.ledger.summary()
+        return self._ledger.summary()

@@ -58,9 +58,7 @@ _ASSENTS = (
     r"(?:could|may|might|well) be|both|all of (?:them|those)|either|si|oui|ja|sim|esatto|exacto|exactement|genau",
     r"giusto|no|nope|nah|not (?:it|there|that)|neither|none|false|wrong|incorrect|cold|nein|non|claro",
 )
-_POLITE = (
-    r"ok|okay|sure|good|great|fine|alright|understood|done|thanks?|thank you|👍|👌|🆗"
-)
+_POLITE = r"ok|okay|sure|good|great|fine|alright|understood|done|thanks?|thank you|👍|👌|🆗"
 _ASSENT = re.compile(rf"(?<!\w)(?:{'|'.join(_ASSENTS)})(?!\w)|[✓✔👎✅❌☑]|是的?|对|はい|네|(?<!\w)да(?!\w)")
 _POLITE_REPLY = re.compile(rf"(?<!\w)(?:{_POLITE})(?!\w)")
 _ORDINALS = {"first": 0, "former": 0, "second": 1, "third": 2, "fourth": 3, "fifth": 4, "sixth": 5}

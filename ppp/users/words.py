@@ -106,11 +106,15 @@ MIN_BASE_CHARS = 4
 
 def fold(text: str) -> str:
     """`text` without disguise and in small letters: one form per letter, nothing invisible, lookalikes as Latin."""
+    if text.isascii():
+        return text.lower().replace("`", "'")
     return plain(text).casefold().translate(_LOOKALIKES)
 
 
 def plain(text: str) -> str:
     """`text` with its capitals, without invisible characters and accents."""
+    if text.isascii():
+        return text
     kept = (sign for sign in unicodedata.normalize("NFKD", text) if unicodedata.category(sign) not in ("Cf", "Mn"))
     return unicodedata.normalize("NFKC", "".join(kept)).replace("’", "'")
 
