@@ -29,8 +29,9 @@ from ppp.environments.sandbox_supervisor import READY, REPLY, REQUEST, STOPPED_B
 from ppp.types import RecipeError
 
 UNPRIVILEGED_ID = 60_999  # user and group that root drops to; of nobody, and outside the ranges of systemd
-START_S, GRACE_S = 60.0, 15.0  # for starting, and for an answer beyond the time of a command: many start at once
-CLOSING_S = (0.002, 0.004, 0.01, 0.02, 0.05, 0.1, 0.3, 0.5)  # between looks at whether it has ended by itself
+START_S = 60.0  # for starting: many start at once
+GRACE_S = 15.0  # for an answer beyond the time of a command
+CLOSE_S = 2.0  # for ending by itself
 _ID = "1000"  # user and group as seen inside
 _FILES = {
     "/etc/passwd": f"agent:x:{_ID}:{_ID}::/tmp:/bin/bash\n",
@@ -172,7 +173,7 @@ def _system_arguments() -> tuple[str, ...]:
     """The part of bubblewrap's arguments that is the same for all sandboxes of a process."""
     arguments = ["--unshare-all", "--unshare-user", "--disable-userns", "--uid", _ID, "--gid", _ID]
     arguments += ["--hostname", "sandbox", "--die-with-parent", "--new-session", "--as-pid-1", "--clearenv"]
-    arguments += ["--cap-drop", "ALL", "--cap-add", "CAP_KILL"]
+    arguments += ["--cap-drop", "ALL"]
     multiarch = any(Path("/usr/lib").glob("*-linux-gnu"))
     libraries = (
         sorted(path for name in _LIBRARIES for path in Path("/usr/lib").glob(name)) if multiarch else ["/usr/lib"]
@@ -357,10 +358,22 @@ class BubblewrapSandbox(Sandbox):
         if process is None:
             return
         try:
-            for wait_s in CLOSING_S:
-                if process.poll() is not None:
-                    return
-                await asyncio.sleep(wait_s)
+            async with asyncio.timeout(CLOSE_S):
+                await _ended(process.pid)
+        except TimeoutError:
+            pass
         finally:
             process.kill()
             process.wait()
+
+
+async def _ended(pid: int) -> None:
+    """Wait for the end of a child, without a thread and without taking its status."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    fd = os.pidfd_open(pid)
+    loop.add_reader(fd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
