@@ -267,6 +267,60 @@ def test_what_a_user_has_forgotten_supports_nothing_but_is_no_secret() -> None:
     assert "sheet.py" not in {name.text for name in forgetful.secrets}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "split_range",
+        "split range",
+        "splitRange",
+        "SPLIT-RANGE",
+        "s p l i t _ r a n g e",
+        "Take s.p.l.i.t.r.a.n.g.e then",
+        "s\np\nl\ni\nt\nr\na\nn\ng\ne",
+        "sp.lit_range",
+        "egnar_tilps",
+        "It is egnar tilps",
+        f"Decode {encoded('split_range')} first",
+        b"use split_range".hex(),
+        "73 70 6c 69 74 5f 72 61 6e 67 65",
+        "0x73 0x70 0x6c 0x69 0x74 0x5f 0x72 0x61 0x6e 0x67 0x65",
+        "115 112 108 105 116 95 114 97 110 103 101",
+        "fcyvg_enatr",
+        "split%5Frange",
+        "spl&#105;t_range",
+        "spl\\u0069t_range",
+        "sp\u200blit_\u200brange",
+        "ѕplit_rаnge",
+        "ｓｐｌｉｔ＿ｒａｎｇｅ",
+        "split underscore range",
+        "".join(chr(0xE0000 + ord(letter)) for letter in "split_range"),
+    ],
+)
+def test_names_are_found_in_disguise(text: str) -> None:
+    assert [name.text for name in EVIDENCE.named(text)] == ["split_range"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I split the range of merged cells and run it twice.",
+        "Running the layout setup, the writer flushes merged cells.",
+        "The str of a grid cell is written; to string it is.",
+        "ledgerbook/reader/cell.py and test_sheets.py",
+        "nur, segnar and sllec are words",
+        "A range was split. Cells were flushed. Merged ones ran.",
+        "split the long range",
+        "budgetsplit_ranges",
+        "It is slow, e.g. s, p and l are read.",
+        "Rows 115 to 120 of 300 fail, 12 of them twice.",
+        "deadbeef cafe 00 ff 10 is the dump",
+        "I have set the value, got the name and run the test.",
+    ],
+)
+def test_people_talk_without_naming_the_solution(text: str) -> None:
+    assert EVIDENCE.named(text) == []
+
+
 def test_names_that_the_report_gives_away_are_no_secrets() -> None:
     secrets = {name.text for name in EVIDENCE.secrets}
     assert {"ledgerbook/writer/cells.py", "cells.py", "CellWriter", "flush_merged", "split_range", "run"} <= secrets
