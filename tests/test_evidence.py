@@ -12,7 +12,7 @@ import pytest
 
 from ppp.environments.func_loc import FuncLocEnvironment
 from ppp.environments.town import TownEnvironment, town_task_rows
-from ppp.types import Effort, Source, Task
+from ppp.types import Effort, RecipeError, Source, Task
 from ppp.users.evidence import TASK, UNKNOWN, Evidence
 from ppp.users.names import names_of
 from ppp.users.replies import options_of
@@ -396,6 +396,12 @@ def test_sources_of_function_localisation() -> None:
     assert {"a/b.py", "b.py", "C.d", "d", "C", "e"} <= {name.text for name in names_of((files, functions))}
     silent = Task("t", "func_loc", "v", "p", "no_preference", {**payload, "hints_text": " "})
     assert [source.name for source in FuncLocEnvironment.sources(silent)] == ["gold_files", "gold_functions"]
+
+
+def test_hints_have_to_be_a_text(tmp_path: Path) -> None:
+    payload = {"source": str(tmp_path), "gold_functions": ["a.py:b"], "hints_text": ["x"]}
+    with pytest.raises(RecipeError, match=r"payload\.hints_text"):
+        FuncLocEnvironment.check_task(Task("t", "func_loc", "v", "p", "no_preference", payload))
 
 
 def test_hostile_texts_are_read_in_no_time() -> None:
