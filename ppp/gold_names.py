@@ -83,8 +83,9 @@ def gold_names(
         titles: document id -> title, for rows that name their gold documents by id.
         items: more of them, from `Environment.sources`.
     """
-    payload = row.get("payload")
-    values = {**row, **payload} if isinstance(payload, Mapping) else dict(row)
+    values = dict(row)
+    for part in ("payload", "evaluation"):  # the fix itself stands apart from what is played, see `ppp/swe/rows.py`
+        values |= inner if isinstance(inner := values.get(part), Mapping) else {}
     repo = str(values.get("repo") or "").casefold()
     names: dict[str, GoldName] = {}
     for field, kind in GOLD_FIELDS.items():

@@ -12,7 +12,7 @@ import ast
 import io
 import tokenize
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ppp.swe.patches import Applied, FileChange, PatchError, apply_change, parse_patch
@@ -67,11 +67,11 @@ class Outline:
 
     Attributes:
         owners: line number, from 1 -> owner.
-        functions: the names of all functions that are not inside another one.
+        functions: name of each function that is not inside another one -> the texts of its definitions.
     """
 
     owners: dict[int, tuple[str, str]] = field(default_factory=dict)
-    functions: set[str] = field(default_factory=set)
+    functions: dict[str, list[str]] = field(default_factory=dict)
 
 
 def edited_functions(patch: str, read_old: Callable[[str], str | None], rule: str = "edited") -> Labels:
@@ -109,20 +109,22 @@ def edited_functions(patch: str, read_old: Callable[[str], str | None], rule: st
 
 
 def _touched(change: FileChange, applied: Applied, before: Outline, after: Outline) -> Iterator[tuple[str, str]]:
-    """(part of `Labels`, name) of every changed line of code."""
+    """(part of `Labels`, name) of every owner of changed lines of code, in the order of the patch."""
+    signs: dict[tuple[str, str], set[str]] = {}
     for sign, line in applied.changed:
         owner = (before if sign == "-" else after).owners.get(line)
-        if owner is None:
-            continue
-        kind, name = owner
+        if owner is not None:
+            signs.setdefault(owner, set()).add(sign)
+    for (kind, name), seen in signs.items():
         if kind == "module":
             yield "module_level", change.path
         elif kind == "class":
             yield "classes", f"{change.path}:{name}"
-        elif name in before.functions:
-            yield "edited", f"{change.path}:{name}"
-        else:
+        elif name not in before.functions:
             yield "added", f"{change.new_path}:{name}"
+        # A new function after one that ends alike can come as the end of the old one and all but the end of the new.
+        elif len(seen) > 1 or before.functions[name] != after.functions.get(name):
+            yield "edited", f"{change.path}:{name}"
 
 
 def outline(text: str) -> Outline:
@@ -142,36 +144,38 @@ def outline(text: str) -> Outline:
         raise SyntaxError(str(error) or type(error).__name__) from error
     owners: dict[int, tuple[str, str]] = dict.fromkeys(code, ("module", ""))
     found = Outline(owners)
-    _own(tree, "", found)
+    _own(tree, "", source.split("\n"), found)
     found.owners = {line: owner for line, owner in owners.items() if line in code and owner[0] != "nothing"}
     return found
 
 
-def _own(node: ast.AST, prefix: str, found: Outline) -> None:
+def _own(node: ast.AST, prefix: str, lines: Sequence[str], found: Outline) -> None:
     """Write the owners of the lines of a module, a class, or a statement in one of them; later, inner ones win."""
     if isinstance(node, ast.Module | ast.ClassDef):
-        first = node.body[0] if node.body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-            _mark(first, ("nothing", ""), found)
+        head = node.body[0] if node.body else None
+        if isinstance(head, ast.Expr) and isinstance(head.value, ast.Constant) and isinstance(head.value.value, str):
+            _mark(head, ("nothing", ""), found)
     for child in ast.iter_child_nodes(node):
         if isinstance(child, _FUNCTIONS):
             name = prefix + child.name
-            found.functions.add(name)
-            _mark(child, ("function", name), found)
+            first, last = _mark(child, ("function", name), found)
+            found.functions.setdefault(name, []).append("\n".join(lines[first - 1 : last]))
         elif isinstance(child, ast.ClassDef):
             _mark(child, ("class", prefix + child.name), found)
-            _own(child, f"{prefix}{child.name}.", found)
+            _own(child, f"{prefix}{child.name}.", lines, found)
         elif isinstance(child, ast.Import | ast.ImportFrom):
             _mark(child, ("nothing", ""), found)
         elif isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
-            _own(child, prefix, found)
+            _own(child, prefix, lines, found)
 
 
-def _mark(node: ast.stmt, owner: tuple[str, str], found: Outline) -> None:
+def _mark(node: ast.stmt, owner: tuple[str, str], found: Outline) -> tuple[int, int]:
+    """Write the owner of a statement's lines, decorators included; returns the first and the last of them."""
     decorators = node.decorator_list if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) else []
     first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
-    for line in range(first, (node.end_lineno or node.lineno) + 1):
-        found.owners[line] = owner
+    last = node.end_lineno or node.lineno
+    found.owners.update(dict.fromkeys(range(first, last + 1), owner))
+    return first, last
 
 
 def _code_lines(source: str) -> Iterator[int]:

@@ -220,8 +220,11 @@ def _hash_of_issues(collected: Collected) -> str:
 
 
 def write_files(output: Path, splits: Mapping[str, Sequence[TaskRow]], manifest: dict[str, Any]) -> None:
-    """Write everything beside its place, then put it there, the manifest last; what is left of an earlier run goes."""
-    output.mkdir(parents=True, exist_ok=True)
+    """Write everything beside its place, then put it there, the manifest last; what is left of an earlier run goes.
+
+    Raises:
+        RecipeError: the folder cannot be written to, or the disk is full.
+    """
     contents = {f"{split}.jsonl": b"".join(map(as_line, rows)) for split, rows in splits.items() if rows}
     manifest["files"] = {
         name: {
@@ -234,17 +237,20 @@ def write_files(output: Path, splits: Mapping[str, Sequence[TaskRow]], manifest:
     contents[MANIFEST] = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "replace")
     partial = {name: output / f"{name}.partial" for name in contents}
     try:
+        output.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             partial[name].write_bytes(content)
         for name in contents:
             partial[name].replace(output / name)
+        for split in SPLITS:
+            if f"{split}.jsonl" not in contents:
+                (output / f"{split}.jsonl").unlink(missing_ok=True)
+    except OSError as error:
+        raise RecipeError(f"OUT: {str(output)!r} cannot be written to ({error})") from error
     finally:
         for path in partial.values():
-            path.unlink(missing_ok=True)
-    for split in SPLITS:
-        if f"{split}.jsonl" not in contents:
-            with suppress(FileNotFoundError):
-                (output / f"{split}.jsonl").unlink()
+            with suppress(OSError):
+                path.unlink()
 
 
 def summary(output: Path, manifest: Mapping[str, Any], has_source: bool) -> str:
