@@ -2,8 +2,8 @@
 
 It learns to say what the scripted user says, in the form in which `ppp/users/llm.py` asks for it: the same messages in,
 the same JSON out. It proves that the path holds, from a recipe through a model server to a trained policy. It is no
-simulator of people, and it can read no other text than the town's. Three to four minutes on one core; then
-scripts/town_llm_user.sh serves it and trains with it:
+simulator of people: it reads no other text than the town's, and no other prompts than those that it was made with.
+About four minutes of one core; then scripts/town_llm_user.sh serves it and trains with it:
 
     .venv/bin/python scripts/town_user_model.py runs/town_user_model
 """
