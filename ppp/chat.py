@@ -27,7 +27,7 @@ from tenacity import (
 
 from ppp.chat_bodies import encodable, estimate_tokens, read_answer, request_body
 from ppp.chat_cache import ChatCache, Recorded
-from ppp.chat_connection import Connection
+from ppp.chat_connection import Connection, remedy
 from ppp.chat_endpoint import ChatEndpoint
 from ppp.chat_failures import REPLACED_PARAMETERS, RequestFailure
 from ppp.chat_ledger import ChatLedger, Prices, Usage
@@ -89,6 +89,8 @@ class ChatGateway:
         self._stopped: str | None = None
         self._replaced: set[str] = set()
         self._refused_formats: set[str] = set()
+        # Used again and again: each is a cycle of objects, and there are hundreds of calls a second.
+        self._idle_retrying: list[AsyncRetrying] = []
 
     async def chat(
         self,
@@ -139,11 +141,11 @@ class ChatGateway:
         problem = hint = ""
         try:
             async with asyncio.timeout(CHECK_DEADLINE_S):
-                await self._retrying(CHECK_RETRIES, CHECK_DEADLINE_S)(self._request_once, connection, request)
+                await _retrying(self.endpoint, CHECK_RETRIES)(self._request_once, connection, request)
         except RequestFailure as failure:
             if failure.kind not in ("empty answer", "length"):  # a model that thinks needs more than a tiny request
                 problem = failure.text
-                hint = _hint(self.endpoint, failure)
+                hint = remedy(self.endpoint, failure)
                 if failure.status == 404 and (names := await connection.models()):
                     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
                     hint = f"; the models that it offers are {shown}"
@@ -216,9 +218,11 @@ class ChatGateway:
         try:
             async with asyncio.timeout(self.endpoint.deadline_s) as deadline:
                 connection.deadlines.add(deadline)
+                retrying = self._idle_retrying.pop() if self._idle_retrying else _retrying(self.endpoint)
                 try:
-                    return await self._retrying(self.endpoint.max_retries, self.endpoint.deadline_s)(attempt)
+                    return await retrying(attempt)
                 finally:
+                    self._idle_retrying.append(retrying)
                     connection.deadlines.discard(deadline)
         except TimeoutError:
             last = f"; the last attempt: {last_failure[-1]}" if last_failure else ", not even a turn to ask"
@@ -231,15 +235,6 @@ class ChatGateway:
         # Raised outside of the handlers: what they caught may quote a part of the key.
         self._raise_if_stopped()
         raise error
-
-    def _retrying(self, max_retries: int, deadline_s: float) -> AsyncRetrying:
-        return AsyncRetrying(
-            stop=stop_after_attempt(max_retries + 1) | stop_before_delay(deadline_s),
-            wait=_wait,
-            retry=retry_if_exception(lambda error: isinstance(error, RequestFailure) and error.retry),
-            sleep=asyncio.sleep,
-            reraise=True,
-        )
 
     async def _attempt(
         self, connection: Connection, request: Mapping[str, Any], last_failure: list[RequestFailure]
@@ -324,24 +319,21 @@ class ChatGateway:
             raise RunStoppedError(self._stopped)
 
 
+def _retrying(endpoint: ChatEndpoint, max_retries: int | None = None) -> AsyncRetrying:
+    """Attempts of one call at a time; a wait that would pass the deadline is not begun."""
+    num_retries = endpoint.max_retries if max_retries is None else max_retries
+    return AsyncRetrying(
+        stop=stop_after_attempt(num_retries + 1) | stop_before_delay(endpoint.deadline_s),
+        wait=_wait,
+        retry=retry_if_exception(lambda error: isinstance(error, RequestFailure) and error.retry),
+        sleep=asyncio.sleep,
+        reraise=True,
+    )
+
+
 def _wait(state: RetryCallState) -> float:
     """Seconds until the next attempt: what the server asked for and a little more, or a random backoff that grows."""
     failure = state.outcome.exception() if state.outcome is not None else None
     if isinstance(failure, RequestFailure) and failure.retry_after_s is not None:
         return failure.retry_after_s + BACKOFF(state) * min(1.0, failure.retry_after_s / 10)
     return BACKOFF(state)
-
-
-def _hint(endpoint: ChatEndpoint, failure: RequestFailure) -> str:
-    """What an operator can do about a failed check, as a clause of a sentence."""
-    if "chat template" in failure.text.lower() or "chat_template" in failure.text.lower():
-        return "; its tokenizer has no chat template, so serve the model with one (vllm serve --chat-template)"
-    if failure.status in (401, 403):
-        if not endpoint.api_key():
-            return "; no key was sent, name the environment variable that holds it in api_key_env"
-        return f"; look at the key in {endpoint.api_key_env or 'OPENAI_API_KEY'}"
-    if failure.status == 404:
-        return "; base_url usually ends in /v1" if not endpoint.url.rstrip("/").endswith("/v1") else ""
-    if failure.status is not None and failure.status >= 500:  # all that transformers serve says of these two mistakes
-        return "; its log tells why, perhaps it has no such model, or the model has no chat template"
-    return "; nothing listens there" if failure.kind == "connection" else ""

@@ -96,3 +96,18 @@ class Connection:
 
     async def close(self) -> None:
         await self._client.close()
+
+
+def remedy(endpoint: ChatEndpoint, failure: RequestFailure) -> str:
+    """What an operator can do about a failed check, as a clause of a sentence."""
+    if "chat template" in failure.text.lower() or "chat_template" in failure.text.lower():
+        return "; its tokenizer has no chat template, so serve the model with one (vllm serve --chat-template)"
+    if failure.status in (401, 403):
+        if not endpoint.api_key():
+            return "; no key was sent, name the environment variable that holds it in api_key_env"
+        return f"; look at the key in {endpoint.api_key_env or 'OPENAI_API_KEY'}"
+    if failure.status == 404:
+        return "; base_url usually ends in /v1" if not endpoint.url.rstrip("/").endswith("/v1") else ""
+    if failure.status is not None and failure.status >= 500:  # all that transformers serve says of these two mistakes
+        return "; its log tells why, perhaps it has no such model, or the model has no chat template"
+    return "; nothing listens there" if failure.kind == "connection" else ""
