@@ -335,7 +335,7 @@ def _walk(root: Path) -> Iterator[tuple[str, Entry]]:
 
 
 def _parse_entry(line: bytes) -> tuple[str, Entry]:
-    """One line of `git ls-tree --long`: mode, type, object id, size, a tab, the path."""
+    """One line of `git ls-tree --long`: mode, type, object id, size ("-" for no file, BAD if damaged), a tab, path."""
     head, path = line.split(b"\t", 1)
     mode, kind, handle, size = head.decode("ascii").split()
     kinds: dict[str, Literal["file", "dir", "link", "submodule"]] = {
@@ -343,7 +343,7 @@ def _parse_entry(line: bytes) -> tuple[str, Entry]:
         "tree": "dir",
         "commit": "submodule",
     }
-    return path.decode("utf-8", "replace"), Entry(kinds[kind], 0 if size == "-" else int(size), handle)
+    return path.decode("utf-8", "replace"), Entry(kinds[kind], int(size) if size.isdigit() else 0, handle)
 
 
 def _checked_query(query: str) -> bytes:
