@@ -437,3 +437,18 @@ def test_sentences_of_real_issues_are_low_and_their_solutions_high() -> None:
                     num_cheap += evidence.grade(question, answer, TASK).effort is not HIGH
     assert num_sentences > 1000 and num_dear <= 0.002 * num_sentences, (num_dear, num_sentences)
     assert num_names > 300 and num_cheap == 0, (num_cheap, num_names)
+
+
+@pytest.mark.parametrize(
+    ("question", "effort"),
+    [
+        ("I opened the file first and it does not tell. Which operation is it?", Effort.LOW),
+        ("We have already read all the code. Which operation is it?", Effort.LOW),
+        ("I opened the file first. Which file is it?", Effort.HIGH),
+        ("I read the code and want the name of the file.", Effort.HIGH),
+    ],
+)
+def test_what_the_agent_has_opened_is_not_what_it_asks_for(question: str, effort: Effort) -> None:
+    gold = Source("gold_files", "export/checking.py", ("export/checking.py",), level=4)
+    evidence = Evidence("In export, checking the token gives an error.", (gold,))
+    assert evidence.grade(question, "It is checking.", "task").effort is effort

@@ -50,6 +50,11 @@ _LONGER_BEFORE = re.compile(r"[\w-]*[^\W_][_-]+$")
 _LONGER_AFTER = re.compile(r"[_-]+[^\W_][\w-]*")
 _NOUN_BEFORE = re.compile(rf"\b{_CODE_NOUN}\s+(?:is\s+)?(?:called\s+|named\s+)?['\"]?$")
 _CODE_AFTER = re.compile(rf"^['\"]?(?:\(|\.py\b|\s+{_CODE_NOUN}\b)")
+# "I opened the file first": what the agent did is not what it asks for.
+_LOOKED_AT = re.compile(
+    r"\b(?:i|we)(?:['’]ve|\s+have)?(?:\s+(?:already|first|just))?\s+(?:opened|read|listed|searched|viewed|checked|looked\s+(?:at|in|into|through))"
+    r"\s+(?:the|this|that|all|every|some|a|its)?\s*(?:files?|modules?|code|functions?|class(?:es)?|folders?)\b"
+)
 _ASKS_FOR_CODE = re.compile(rf"\b(?:{_CODE_NOUN}|names?|called|edit(?:ed)?|patch|fix(?:ed)?)\b")
 _TOKEN = re.compile(r"[^\s,;!?\"'`()\[\]{}<>]+(?:\(\))?")
 _CODE_MARK = re.compile(r"\w[/_.:\\]+\w|\w\(\)$")
@@ -309,7 +314,7 @@ def _searched(view: str) -> Text:
 
 def asks_for_code(question: str) -> bool:
     """Whether a question is after a name in the code, so that a word said in reply is one."""
-    return bool(_ASKS_FOR_CODE.search(fold(question)))
+    return bool(_ASKS_FOR_CODE.search(_LOOKED_AT.sub(" ", fold(question))))
 
 
 def code_words(text: str) -> list[str]:
