@@ -1,8 +1,7 @@
 """The sandbox of sessions: one bubblewrap process each, with the tree read-only and nothing else of the machine.
 
-Inside are the system's programs and libraries, a Python without installed packages (a later release of the repository
-among them would hold the answer), a scratch in memory, and `sandbox_supervisor.py`, which runs the commands. All of it
-lives in namespaces that end with that process: there is nothing to clean up, however the trainer ends.
+Inside are the programs of `sandbox_system.py`, a scratch in memory, and `sandbox_supervisor.py`, which runs commands. All
+of it lives in namespaces that end with that process: there is nothing to clean up, however the trainer ends.
 """
 
 from __future__ import annotations
@@ -10,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,61 +23,13 @@ from ppp.environments.sandbox_base import Ended, Sandbox, SandboxLimits, lost
 from ppp.environments.sandbox_output import Captured
 from ppp.environments.sandbox_seccomp import MACHINES, filter_program
 from ppp.environments.sandbox_supervisor import READY, REPLY, REQUEST, STOPPED_BY
+from ppp.environments.sandbox_system import FILES, python, system_arguments
 from ppp.types import RecipeError
 
 UNPRIVILEGED_ID = 60_999  # user and group that root drops to; of nobody, and outside the ranges of systemd
 START_S = 60.0  # for starting: many start at once
 GRACE_S = 15.0  # for an answer beyond the time of a command
 CLOSE_S = 2.0  # for ending by itself
-_ID = "1000"  # user and group as seen inside
-_FILES = {
-    "/etc/passwd": f"agent:x:{_ID}:{_ID}::/tmp:/bin/bash\n",
-    "/etc/group": f"agent:x:{_ID}:\n",
-    "/etc/nsswitch.conf": "passwd: files\ngroup: files\n",
-}
-# The configuration of a tree runs programs of its own through these.
-_GIT_CONFIG = {
-    "safe.directory": "*",
-    "core.hooksPath": "/dev/null",
-    "core.fsmonitor": "false",
-    "core.sshCommand": "false",
-    "core.editor": "false",
-    "gc.auto": "0",
-    "core.packedGitWindowSize": "32m",  # the default maps a gigabyte, which counts as memory of the process
-    "core.packedGitLimit": "256m",
-}
-_VARIABLES = {
-    "PATH": "/opt/bin:/usr/bin:/bin",
-    "HOME": "/tmp",
-    "TMPDIR": "/tmp",
-    "USER": "agent",
-    "LANG": "C.UTF-8",
-    "LC_ALL": "C.UTF-8",
-    "TERM": "dumb",
-    "TZ": "UTC",
-    "PAGER": "cat",
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "GIT_PAGER": "cat",
-    "GIT_OPTIONAL_LOCKS": "0",
-    "GIT_TERMINAL_PROMPT": "0",
-    "GIT_ALLOW_PROTOCOL": "file",
-    "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_CONFIG_GLOBAL": "/dev/null",
-    "GIT_CONFIG_COUNT": str(len(_GIT_CONFIG)),
-    **{f"GIT_CONFIG_KEY_{index}": name for index, name in enumerate(_GIT_CONFIG)},
-    **{f"GIT_CONFIG_VALUE_{index}": value for index, value in enumerate(_GIT_CONFIG.values())},
-}
-_LIBRARIES = ("*-linux-*", "git-core", "locale", "python3.*", "terminfo")  # of /usr/lib, where it is laid out so
-_SYSTEM = (
-    "/usr/bin",
-    "/usr/lib32",
-    "/usr/lib64",
-    "/usr/libexec/git-core",
-    "/usr/share/git-core",
-    "/usr/share/terminfo",
-)
-_LINKS = ("/bin", "/lib", "/lib64")  # links into /usr today, folders of their own on older systems
-_CONFIGURATION = ("/etc/alternatives", "/etc/ld.so.cache")
 _STAGES = ("/mnt", "/media", "/srv", "/opt", "/run", "/tmp")
 # Binds folders that only root can come to ("$2", "$3") where all can, in a mount namespace that ends with the sandbox.
 _STAGE_SCRIPT = """set -e
@@ -117,8 +66,9 @@ def check_bubblewrap() -> None:
     kernel = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in os.uname().release.split(".")[:2])
     if sys.platform != "linux" or kernel < (5, 14) or os.uname().machine not in MACHINES:
         raise _help(f"this is {os.uname().sysname} {os.uname().release} on {os.uname().machine}")
-    if shutil.which("bwrap") is None:
-        raise _help("there is no program 'bwrap'")
+    for name in ("bwrap", *(() if os.geteuid() else ("setpriv", "unshare", "mount"))):
+        if shutil.which(name) is None:
+            raise _help(f"there is no program {name!r}")
     process, channel = _start(Path("/usr/share"), SandboxLimits(), "/testbed")
     with channel:
         channel.settimeout(START_S)
@@ -133,64 +83,6 @@ def check_bubblewrap() -> None:
     process.wait()
     if said != READY:
         raise _help(f"it does not start: {said.decode(errors='replace').strip() or 'no answer'}")
-
-
-@dataclass(frozen=True)
-class _Python:
-    """The interpreter inside: the system's, or that of the trainer without what is installed for it."""
-
-    executable: str
-    prefix: str  # to be mounted; "" for the system's
-    hidden: tuple[str, ...]  # folders of installed packages
-
-
-@functools.cache
-def _python() -> _Python:
-    ask = (
-        "import json, sys, site, sysconfig; "
-        "print(json.dumps([sys.version_info[:2], sorted({*site.getsitepackages(), *map(sysconfig.get_path, "
-        "['purelib', 'platlib'])}), sysconfig.get_path('stdlib')]))"
-    )
-    base = str(Path(sys.base_prefix).resolve())
-    own = f"{base}/bin/python{sys.version_info[0]}.{sys.version_info[1]}"
-    for executable in ("/usr/bin/python3", own):
-        if not os.path.exists(executable):
-            continue
-        said = subprocess.run([executable, "-I", "-c", ask], capture_output=True, text=True, check=False)
-        if said.returncode:
-            continue
-        version, packages, library = json.loads(said.stdout)
-        if tuple(version) < (3, 9):
-            continue
-        prefix = "" if executable.startswith("/usr/bin/") else base
-        folders = {*packages, f"{library}/site-packages", f"{library}/dist-packages", f"{library}/ensurepip"}
-        folders |= {f"{base}/envs", f"{base}/pkgs"} if prefix else {"/usr/lib/python3/dist-packages"}
-        return _Python(executable, prefix, tuple(sorted(str(Path(name)) for name in folders if os.path.isdir(name))))
-    raise _help("there is no Python 3.9 or newer at /usr/bin/python3, and the one that runs this cannot be used either")
-
-
-@functools.cache
-def _system_arguments() -> tuple[str, ...]:
-    """The part of bubblewrap's arguments that is the same for all sandboxes of a process."""
-    arguments = ["--unshare-all", "--unshare-user", "--disable-userns", "--uid", _ID, "--gid", _ID]
-    arguments += ["--hostname", "sandbox", "--die-with-parent", "--new-session", "--as-pid-1", "--clearenv"]
-    arguments += ["--cap-drop", "ALL"]
-    multiarch = any(Path("/usr/lib").glob("*-linux-gnu"))
-    libraries = (
-        sorted(path for name in _LIBRARIES for path in Path("/usr/lib").glob(name)) if multiarch else ["/usr/lib"]
-    )
-    for path in (*_SYSTEM, *map(str, libraries), *_CONFIGURATION):
-        arguments += ["--ro-bind-try", path, path]
-    for name in _LINKS:
-        if os.path.islink(name):
-            arguments += ["--symlink", os.readlink(name), name]
-        else:
-            arguments += ["--ro-bind-try", name, name]
-    for name in ("python", "python3"):
-        arguments += ["--symlink", _python().executable, f"/opt/bin/{name}"]
-    for name, value in _VARIABLES.items():
-        arguments += ["--setenv", name, value]
-    return (*arguments, "--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", "--remount-ro", "/dev")
 
 
 @functools.cache
@@ -236,12 +128,12 @@ def _without_root(tree: str, prefix: str) -> tuple[list[str], str, str]:
 
 def _command_line(tree: Path, limits: SandboxLimits, mount_at: str, files: Mapping[str, int]) -> list[str]:
     """The whole command; `files` are file descriptors to read from, by path inside, and "" for the filter."""
-    python = _python()
-    before, tree_path, prefix = _without_root(str(tree), python.prefix)
-    arguments = [*_EXPENDABLE, *before, _program("bwrap"), *_system_arguments()]
+    inside = python()
+    before, tree_path, prefix = _without_root(str(tree), inside.prefix)
+    arguments = [*_EXPENDABLE, *before, _program("bwrap"), *system_arguments()]
     if prefix:
-        arguments += ["--ro-bind", prefix, python.prefix]
-    for folder in python.hidden:
+        arguments += ["--ro-bind", prefix, inside.prefix]
+    for folder in inside.hidden:
         arguments += ["--size", "4096", "--tmpfs", folder, "--remount-ro", folder]
     arguments += ["--ro-bind", tree_path, mount_at, "--perms", "1777"]
     arguments += ["--size", str(limits.scratch_mb << 20), "--tmpfs", "/tmp"]
@@ -251,7 +143,7 @@ def _command_line(tree: Path, limits: SandboxLimits, mount_at: str, files: Mappi
         *(limits.cpu_s, limits.memory_mb, limits.max_processes, limits.max_open_files),
         *(limits.max_file_mb, limits.max_files, limits.max_read_mb, 4 * limits.max_output_chars),
     )
-    arguments += ["--remount-ro", "/", "--chdir", mount_at, "--", python.executable, "-I", "-S", "-c", _supervisor()]
+    arguments += ["--remount-ro", "/", "--chdir", mount_at, "--", inside.executable, "-I", "-S", "-c", _supervisor()]
     return [*arguments, *map(str, numbers), mount_at]
 
 
@@ -264,7 +156,7 @@ def _start(tree: Path, limits: SandboxLimits, mount_at: str) -> tuple[subprocess
     ours, theirs = socket.socketpair()
     files: dict[str, int] = {}
     try:
-        for path, data in (*((path, text.encode()) for path, text in _FILES.items()), ("", _filter())):
+        for path, data in (*((path, text.encode()) for path, text in FILES.items()), ("", _filter())):
             files[path], end = os.pipe()
             os.write(end, data)  # far less than a pipe holds
             os.close(end)
@@ -315,7 +207,8 @@ class BubblewrapSandbox(Sandbox):
         self._reader, self._writer = await asyncio.open_connection(sock=channel)
         said = await self._answer(self._reader.read(len(READY)), START_S)
         if said != READY:
-            said += await self._answer(self._reader.read(4096), 1.0)
+            while piece := await self._answer(self._reader.read(4096), START_S):
+                said += piece
             raise lost("it does not start", said.decode(errors="replace").strip())
 
     async def _run(self, command: bytes, timeout_s: float) -> Ended:
@@ -359,8 +252,9 @@ class BubblewrapSandbox(Sandbox):
         if process is None:
             return
         try:
-            async with asyncio.timeout(CLOSE_S):
-                await _ended(process.pid)
+            if process.poll() is None:
+                async with asyncio.timeout(CLOSE_S):
+                    await _ended(process.pid)
         except TimeoutError:
             pass
         finally:

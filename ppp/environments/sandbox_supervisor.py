@@ -135,10 +135,15 @@ def exceeded(output: Output, settings: Settings) -> str:
 
 
 def follow(pid_fd: int, output_fd: int, output: Output, timeout_s: float, settings: Settings) -> str:
-    """Read the output until the shell ends, time is up or a limit is exceeded; returns which limit, or ""."""
+    """Read the output until the shell ends, time is up or a limit is exceeded; returns which limit, or "".
+
+    Raises:
+        EOFError: the other side of the channel is gone.
+    """
     poll = select.poll()
     poll.register(pid_fd, select.POLLIN)
     poll.register(output_fd, select.POLLIN)
+    poll.register(CHANNEL, 0)  # tells of its end whatever is asked for
     deadline = time.monotonic() + timeout_s
     next_look = time.monotonic() + WATCH_S
     while True:
@@ -151,6 +156,8 @@ def follow(pid_fd: int, output_fd: int, output: Output, timeout_s: float, settin
                 return limit
             next_look = time.monotonic() + WATCH_S
         for fd, _ in poll.poll(1000 * max(0, min(deadline, next_look) - now)):
+            if fd == CHANNEL:
+                raise EOFError
             if fd == pid_fd:
                 return ""
             data = os.read(output_fd, 1 << 16)
@@ -257,9 +264,9 @@ def main() -> None:
         try:
             timeout_s, size = REQUEST.unpack(receive(REQUEST.size))
             command = receive(size)
+            code, stopped_by, output, folder = run(command, timeout_s, folder, settings)
         except EOFError:
             return
-        code, stopped_by, output, folder = run(command, timeout_s, folder, settings)
         sizes = len(output.head), len(output.tail)
         num_cut = output.num_bytes - sum(sizes)
         send(REPLY.pack(code, STOPPED_BY.index(stopped_by), *sizes, num_cut, output.num_cut_lines))
