@@ -1,7 +1,7 @@
 """The sandbox of sessions: one bubblewrap process each, with the tree read-only and nothing else of the machine.
 
-Inside are the programs of `sandbox_system.py`, a scratch in memory, and `sandbox_supervisor.py`, which runs commands. All
-of it lives in namespaces that end with that process: there is nothing to clean up, however the trainer ends.
+Inside are the programs of `sandbox_system.py`, a scratch in memory, and `sandbox_supervisor.py`, which runs commands.
+All of it lives in namespaces that end with that process: there is nothing to clean up, however the trainer ends.
 """
 
 from __future__ import annotations

@@ -56,14 +56,7 @@ _VARIABLES = {
     **{f"GIT_CONFIG_VALUE_{index}": value for index, value in enumerate(_GIT_CONFIG.values())},
 }
 _LIBRARIES = ("*-linux-*", "git-core", "locale", "python3.*", "terminfo")  # of /usr/lib, where it is laid out so
-_SYSTEM = (
-    "/usr/bin",
-    "/usr/lib32",
-    "/usr/lib64",
-    "/usr/libexec/git-core",
-    "/usr/share/git-core",
-    "/usr/share/terminfo",
-)
+_SYSTEM = ("/usr/bin", "/usr/lib64", "/usr/libexec/git-core", "/usr/share/git-core", "/usr/share/terminfo")
 _LINKS = ("/bin", "/lib", "/lib64")  # links into /usr today, folders of their own on older systems
 _CONFIGURATION = ("/etc/alternatives", "/etc/ld.so.cache")
 
@@ -79,6 +72,11 @@ class Python:
 
 @functools.cache
 def python() -> Python:
+    """The first interpreter of at least 3.9: the system's own, or else the one below the trainer's environment.
+
+    Raises:
+        RecipeError: neither is there.
+    """
     ask = (
         "import json, sys, site, sysconfig; "
         "print(json.dumps([sys.version_info[:2], sorted({*site.getsitepackages(), *map(sysconfig.get_path, "
@@ -100,7 +98,7 @@ def python() -> Python:
         folders |= {f"{base}/envs", f"{base}/pkgs"} if prefix else {"/usr/lib/python3/dist-packages"}
         return Python(executable, prefix, tuple(sorted(str(Path(name)) for name in folders if os.path.isdir(name))))
     raise RecipeError(
-        f"sandbox 'bubblewrap': there is no Python 3.9 or newer at {SYSTEM_PYTHON}, and that of the trainer does not start"
+        f"sandbox 'bubblewrap': there is no Python 3.9 or newer at {SYSTEM_PYTHON}, and the trainer's does not start"
     )
 
 
@@ -110,11 +108,10 @@ def system_arguments() -> tuple[str, ...]:
     arguments = ["--unshare-all", "--unshare-user", "--disable-userns", "--uid", _ID, "--gid", _ID]
     arguments += ["--hostname", "sandbox", "--die-with-parent", "--new-session", "--as-pid-1", "--clearenv"]
     arguments += ["--cap-drop", "ALL"]
-    multiarch = any(Path("/usr/lib").glob("*-linux-gnu"))
-    libraries = (
-        sorted(path for name in _LIBRARIES for path in Path("/usr/lib").glob(name)) if multiarch else ["/usr/lib"]
-    )
-    for path in (*_SYSTEM, *map(str, libraries), *_CONFIGURATION):
+    libraries = ["/usr/lib"]
+    if any(Path("/usr/lib").glob("*-linux-gnu")):
+        libraries = sorted(str(path) for name in _LIBRARIES for path in Path("/usr/lib").glob(name))
+    for path in (*_SYSTEM, *libraries, *_CONFIGURATION):
         arguments += ["--ro-bind-try", path, path]
     for name in _LINKS:
         if os.path.islink(name):
