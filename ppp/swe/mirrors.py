@@ -49,6 +49,7 @@ def run_git(
     folder: Path,
     *,
     what: str,
+    stdin: bytes | None = None,
     timeout_s: float = GIT_TIMEOUT_S,
     with_user_config: bool = False,
     stdout: int | None = subprocess.PIPE,
@@ -76,7 +77,7 @@ def run_git(
                 ["git", *safe_settings(), *arguments],
                 cwd=folder,
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
                 stdout=stdout,
                 stderr=messages,
                 start_new_session=True,  # git has children of its own, which end with it
@@ -85,7 +86,7 @@ def run_git(
             raise InfrastructureError(f"{what}: cannot run git: {error}", kind=FAILURE_KIND) from error
         timed_out = False
         try:
-            output, _ = process.communicate(timeout=timeout_s)
+            output, _ = process.communicate(stdin, timeout=timeout_s)
         except subprocess.TimeoutExpired:
             timed_out = True
         finally:
@@ -128,9 +129,12 @@ def resolve_commit(source: Path, commit: str) -> str:
         InfrastructureError: the repository or the commit is missing or damaged; names both.
     """
     what = f"{source}, commit {commit!r}"
-    arguments = [f"--git-dir={git_folder(source)}", "rev-parse", "--verify", "--end-of-options", f"{commit}^{{commit}}"]
     try:
-        return run_git(arguments, source, what=what).decode("ascii").strip()
+        arguments = [f"--git-dir={git_folder(source)}", "rev-parse", "--verify", "--end-of-options"]
+    except InfrastructureError as error:
+        raise InfrastructureError(f"{what}: {error}", kind=FAILURE_KIND) from error
+    try:
+        return run_git([*arguments, f"{commit}^{{commit}}"], source, what=what).decode("ascii").strip()
     except InfrastructureError as error:
         if "Needed a single revision" in str(error) and "error:" not in str(error):
             raise InfrastructureError(f"{what}: the repository has no such commit", kind=FAILURE_KIND) from error

@@ -89,8 +89,7 @@ class TreeStore:
         entry = self._trees / self._name(Path(source).name, root, full_id)
         lease = _take(entry)
         while lease is None:  # nobody has built it, or it was deleted a moment ago
-            self._build(root, full_id, entry)
-            lease = _take(entry)
+            lease = self._build(root, full_id, entry)
         try:
             yield entry / "tree"
         finally:
@@ -103,15 +102,18 @@ class TreeStore:
 
         Done after every tree that is built, too.
         """
-        with file_lock(self._locks / "trim"):
-            self._sweep()
-            kept = sorted(_entries(self._trees))
-            num_bytes = sum(size for _, size, _ in kept)
-            for _, size, entry in kept:
-                if num_bytes <= self._max_bytes:
-                    break
-                if self._discard(entry):
-                    num_bytes -= size
+        try:
+            with file_lock(self._locks / "trim"):
+                self._sweep()
+                kept = sorted(_entries(self._trees))
+                num_bytes = sum(size for _, size, _ in kept)
+                for _, size, entry in kept:
+                    if num_bytes <= self._max_bytes:
+                        break
+                    if self._discard(entry):
+                        num_bytes -= size
+        except OSError as error:
+            raise InfrastructureError(f"cannot clear up in {self.folder}: {error}", kind=FAILURE_KIND) from error
         if num_bytes > self._max_bytes:
             logger.warning(
                 "%s: the trees in use take %.1f GB, more than the allowed %.1f", self.folder, num_bytes / 1e9,
@@ -128,25 +130,42 @@ class TreeStore:
     def _build_lock(self, name: str) -> Path:
         return self._locks / f"build-{int(name[-4:], 16) % _NUM_BUILD_LOCKS:02x}"
 
-    def _build(self, root: Path, full_id: str, entry: Path) -> None:
+    def _build(self, root: Path, full_id: str, entry: Path) -> int:
+        """Put a tree where it belongs, unless somebody else has by now; a descriptor that holds its lock."""
         try:
             with file_lock(self._build_lock(entry.name)):
+                lease = _take(entry)
+                if lease is not None:
+                    return lease
                 if entry.exists():
-                    return  # somebody else has, while this process waited
-                commit = resolve_commit(root, full_id)
-                unfinished = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", dir=self._building))
-                try:
-                    unfinished.chmod(0o755)
-                    size = build_checkout(root, commit, unfinished / "tree", self._history)
-                    (unfinished / "lease").write_text(str(size), encoding="ascii")
-                    unfinished.rename(entry)
-                except BaseException:
-                    remove_tree(unfinished)
-                    raise
-            self.trim()
+                    self._delete(entry)  # somebody has deleted files in it
+                lease = self._build_entry(root, full_id, entry)
         except OSError as error:
             message = f"{root}, commit {full_id}: cannot keep a tree in {self.folder}: {error}"
             raise InfrastructureError(message, kind=FAILURE_KIND) from error
+        try:
+            self.trim()
+        except BaseException:
+            os.close(lease)
+            raise
+        return lease
+
+    def _build_entry(self, root: Path, full_id: str, entry: Path) -> int:
+        unfinished = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", dir=self._building))
+        try:
+            unfinished.chmod(0o755)
+            size = build_checkout(root, resolve_commit(root, full_id), unfinished / "tree", self._history)
+            (unfinished / "lease").write_text(str(size), encoding="ascii")
+            lease = _take(unfinished)  # from before anybody can find it, or it might be deleted before it is used
+            assert lease is not None
+            try:
+                unfinished.rename(entry)
+            except OSError:
+                os.close(lease)
+                raise
+            return lease
+        finally:
+            remove_tree(unfinished)
 
     def _discard(self, entry: Path) -> bool:
         """Delete a tree unless it is in use; whether it is gone."""
@@ -154,12 +173,15 @@ class TreeStore:
         if lease is None:
             return not entry.exists()
         try:
-            doomed = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", dir=self._trash))
-            entry.rename(doomed / "entry")  # at once: nobody ever sees half a tree
+            self._delete(entry)
         finally:
             os.close(lease)
-        remove_tree(doomed)
         return True
+
+    def _delete(self, entry: Path) -> None:
+        doomed = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", dir=self._trash))
+        entry.rename(doomed / "entry")  # at once: nobody ever sees half a tree
+        remove_tree(doomed)
 
     def _sweep(self) -> None:
         """Delete what processes that were killed had in hand; called by one process at a time."""
