@@ -14,7 +14,7 @@ import platform
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -54,7 +54,7 @@ read. Where vague prompts are missing, `ppp vaguenize` writes them.
 Exit status: 0 all rows used, 1 some could not be (they are named), 2 a mistake in the call."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Mistakes in the call are one sentence, like all others."""
 
     def error(self, message: str) -> NoReturn:
@@ -67,7 +67,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         RecipeError: one is unknown, or has a value that is not allowed.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="ppp data swe",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -116,11 +116,15 @@ def check_arguments(options: argparse.Namespace) -> None:
         raise RecipeError("test_share: not allowed together with test_instances; name one of them")
     if options.repositories is not None and not Path(options.repositories).is_dir():
         raise refuse("repositories", options.repositories, "must be a folder that exists")
-    output: Path = options.output
+    check_output(options.output, options.overwrite)
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raise `RecipeError` where the files cannot go to, or would replace others that they may not."""
     if output.exists() and not output.is_dir():
         raise refuse("OUT", str(output), "must be a folder, or not exist yet")
     taken = [name for name in (*(f"{split}.jsonl" for split in SPLITS), MANIFEST) if (output / name).exists()]
-    if taken and not options.overwrite:
+    if taken and not overwrite:
         raise RecipeError(f"OUT: {str(output)!r} holds {taken[0]} already; name another folder, or use --overwrite")
 
 
@@ -253,6 +257,18 @@ def write_files(output: Path, splits: Mapping[str, Sequence[TaskRow]], manifest:
                 path.unlink()
 
 
+def next_steps(output: Path, manifest: Mapping[str, Any], has_source: bool) -> Iterator[str]:
+    """The lines of a recipe that use the files, and the commands that write their vague prompts."""
+    for split in SPLITS:
+        file = output / f"{split}.jsonl"
+        if file.name not in manifest["files"]:
+            continue
+        place = "" if has_source else ", repositories: DIR"
+        yield f"{split}_tasks: {{func_loc: {{path: {file}{place}}}}}".replace("test_tasks", "eval_tasks")
+        if manifest["counts"]["without_vague_prompt"]:
+            yield f"  ppp vaguenize {file} {output / f'{split}_vague.jsonl'} --model NAME"
+
+
 def summary(output: Path, manifest: Mapping[str, Any], has_source: bool) -> str:
     """What was made, what is missing, and how to go on, for the terminal."""
     counts = manifest["counts"]
@@ -267,14 +283,7 @@ def summary(output: Path, manifest: Mapping[str, Any], has_source: bool) -> str:
     ):
         if counts["left_out"].get(name):
             lines.append(f"{counts['left_out'][name]} {words}")
-    for split in SPLITS:
-        file = output / f"{split}.jsonl"
-        if file.name not in manifest["files"]:
-            continue
-        place = "" if has_source else ", repositories: DIR"
-        lines.append(f"{split}_tasks: {{func_loc: {{path: {file}{place}}}}}".replace("test_tasks", "eval_tasks"))
-        if counts["without_vague_prompt"]:
-            lines.append(f"  ppp vaguenize {file} {output / f'{split}_vague.jsonl'} --model NAME")
+    lines += next_steps(output, manifest, has_source)
     if counts["without_vague_prompt"]:
         given = counts["tasks"] - counts["without_vague_prompt"]
         also = f", and others in place of the {given} given ones" if given else ""
