@@ -148,6 +148,32 @@ def test_of_two_places_that_fit_the_nearer_one_is_taken() -> None:
         assert apply_change(only(patch), moved).changed == (("-", 10 + shift), ("+", 10 + shift))
 
 
+def test_a_hunk_goes_where_git_puts_it(tmp_path: Path) -> None:
+    num_compared = 0
+    for seed in range(150):
+        rng = random.Random(seed)
+        lines = [rng.choice("abcd") + "\n" for _ in range(rng.randint(3, 25))]  # most hunks fit in many places
+        edited, moved = list(lines), list(lines)
+        place = rng.randrange(len(edited) + 1)
+        edited[place : place + rng.randint(0, 2)] = [rng.choice("xyab") + "\n" for _ in range(rng.randint(0, 2))]
+        place = rng.randrange(len(moved) + 1)
+        moved[place:place] = [rng.choice("abcdq") + "\n" for _ in range(rng.randint(0, 4))]
+        patch = make_patch("".join(lines), "".join(edited), context=rng.randint(1, 3))
+        (tmp_path / "a.py").write_text("".join(moved))
+        (tmp_path / "p").write_text(patch)
+        done = subprocess.run(["git", "apply", "p"], cwd=tmp_path, capture_output=True, check=False)
+        if patch and done.returncode == 0:
+            num_compared += 1
+            assert apply_change(only(patch), "".join(moved)).text == (tmp_path / "a.py").read_text(), seed
+    assert num_compared > 80
+
+
+def test_a_hunk_at_an_end_of_its_file_may_stand_elsewhere_in_another_one() -> None:
+    first, last = make_patch("a\nb\nc\n", "x\nb\nc\n"), make_patch("a\nb\nc\n", "a\nb\nx\n")
+    assert apply_change(only(first), "new\na\nb\nc\n").text == "new\nx\nb\nc\n"
+    assert apply_change(only(last), "a\nb\nc\nnew\n").text == "a\nb\nx\nnew\n"
+
+
 def test_hunks_apply_in_their_order_and_never_twice_at_one_place() -> None:
     patch = "--- a/a.py\n+++ b/a.py\n@@ -1 +1 @@\n-x\n+y\n@@ -3 +3 @@\n-x\n+y\n"
     assert apply_change(only(patch), "x\nz\nx\n").text == "y\nz\ny\n"

@@ -1,8 +1,8 @@
 """A unified diff as data, and what it does to a file: which old lines go, which new ones come.
 
 Parsing is `unidiff`'s. Applying is here because labels need to know where each hunk went: hunks may stand some lines
-off, as for `git apply`, but their context has to match. Nothing is written to disk, and a last line without a line feed
-is taken as it comes. What the lines belong to: `labels.py`.
+off and go where `git apply` puts them, but their context has to match. Nothing is written to disk, and a last line
+without a line feed is taken as it comes. What the lines belong to: `labels.py`.
 """
 
 from __future__ import annotations
@@ -102,15 +102,14 @@ def apply_change(change: FileChange, old: str) -> Applied:
         lines.pop()
     result: list[str] = []
     changed: list[tuple[str, int]] = []
-    done, offset, num_moved = 0, 0, 0  # `done`: old lines that are in `result` or removed
+    done, num_moved = 0, 0  # `done`: old lines that are in `result` or removed
     for number, hunk in enumerate(change.hunks, start=1):
         # A hunk without old lines names the line that it comes after.
         expected = hunk.old_start - 1 if hunk.old else hunk.old_start
-        start = _find(lines, hunk.old, expected + offset, done)
+        start = _find(lines, hunk, expected, done)
         if start is None:
             raise PatchError(f"{change.path}: hunk {number} (line {hunk.old_start}) does not apply")
         num_moved += start != expected
-        offset = start - expected
         result += lines[done:start]
         done = start
         for kind, text in hunk.lines:
@@ -128,15 +127,30 @@ def apply_change(change: FileChange, old: str) -> Applied:
     return Applied(new, tuple(changed), num_moved)
 
 
-def _find(lines: Sequence[str], wanted: Sequence[str], expected: int, first: int) -> int | None:
-    """Where `wanted` stands in `lines`, at or after `first`: as near to `expected` as possible, below before above."""
+def _find(lines: Sequence[str], hunk: Hunk, expected: int, first: int) -> int | None:
+    """Where the old lines of a hunk stand in `lines`, at or after `first`; nearest to `expected`, below before above.
+
+    As for git, a hunk of the first line belongs to the beginning of the file, and one without context after it to the
+    end, unless it fits nowhere there.
+    """
+    wanted = [text.rstrip("\r") for text in hunk.old]
     last = len(lines) - len(wanted)
-    bare = [text.rstrip("\r") for text in wanted]
-    for distance in range(max(abs(expected - first), abs(expected - last), 0) + 1):
+
+    def fits(start: int) -> bool:
+        return first <= start <= last and all(
+            lines[start + index].rstrip("\r") == text for index, text in enumerate(wanted)
+        )
+
+    has_context = any(kind == " " for kind, _ in hunk.lines)
+    at_beginning = has_context and hunk.old_start == 1
+    at_end = has_context and hunk.lines[-1][0] != " "
+    if at_beginning or at_end:
+        start = 0 if at_beginning else last
+        if fits(start) and (start == last or not at_end):
+            return start
+    for distance in range(max(abs(expected - first), abs(expected - last)) + 1):
         for start in (expected + distance, expected - distance):
-            if first <= start <= last and all(
-                lines[start + index].rstrip("\r") == text for index, text in enumerate(bare)
-            ):
+            if fits(start):
                 return start
     return None
 
