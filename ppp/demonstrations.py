@@ -51,9 +51,9 @@ def encode_trajectory(trajectory: Trajectory) -> Row:
 
 def encode_record(record: dict[str, Any], recipe: Recipe, codec: Codec) -> Row:
     """A row from a line of `trajectories.jsonl` or `results.jsonl`, written anew in the dialect of `codec`."""
-    environment = environment_class(record["environment"])
-    task = Task(record["task_id"], record["environment"], record["prompt"], record["prompt"], record["preference"], {})
     config = recipe.config
+    environment = environment_class(record["environment"], config.environment_options.get(record["environment"]))
+    task = Task(record["task_id"], record["environment"], record["prompt"], record["prompt"], record["preference"], {})
     messages = build_messages(task, environment, config.preference_visibility, config.interaction)
     prompt_ids = codec.prompt_ids(messages, Toolbox.of(environment, config.interaction).specs)
     row: Row = {"input_ids": list(prompt_ids), "labels": [IGNORED] * len(prompt_ids)}
@@ -113,7 +113,7 @@ def play_demonstrations(recipe: Recipe, settings: WarmstartConfig, codec: Codec)
         for task in expand([row], settings.preferences, seed, settings.num_precise_per_task)
     ]
     drawn = rng.sample(tasks, min(settings.num_demonstrations, len(tasks)))
-    policy = build_policy(settings.demonstrator, list(config.environments))
+    policy = build_policy(settings.demonstrator, list(config.environments), config.environment_options)
     pool = build_pool(recipe, codec, ScriptedEngine(codec, policy))
     try:
         jobs = [RolloutJob(task, row=number, copy=0) for number, task in enumerate(drawn)]

@@ -161,7 +161,7 @@ def build_agent(recipe: Recipe, agent: str | None, crowd: Crowd) -> RolloutPool:
         RecipeError: the model or the policy cannot be had.
     """
     if agent is not None:
-        policy = build_policy(agent, list(recipe.config.eval_tasks))
+        policy = build_policy(agent, list(recipe.config.eval_tasks), recipe.config.environment_options)
         codec = Codec.from_tokenizer(byte_tokenizer())
         pool = build_pool(recipe, codec, ScriptedEngine(codec, policy), crowd)
         unbound = {

@@ -71,7 +71,7 @@ class Playing:
         self.pool, self.crowd, self.limits, self.task = pool, crowd, pool.limits, job.task
         self.noise_key = noise_key(pool.seed, step, job.row, job.copy)
         self.request_prefix = f"{step:08d}-{job.row:08d}-{job.copy:04d}"  # sorts like (step, row, copy)
-        timings = dict.fromkeys(("generate", "tool", "user", "score", "total"), 0.0)
+        timings = dict.fromkeys(("setup", "generate", "tool", "user", "score", "total"), 0.0)
         self.trajectory = Trajectory(job.task, timings=timings)
         self.context: list[int] = []
         self.num_completion_tokens = 0
@@ -97,7 +97,8 @@ class Playing:
 
     async def _play(self) -> None:
         trajectory, pool = self.trajectory, self.pool
-        environment_type = environment_class(self.task.environment)
+        options = pool.environment_options.get(self.task.environment)
+        environment_type = environment_class(self.task.environment, options)
         self.tools = Toolbox.of(environment_type, pool.interaction)
         trajectory.prompt_ids = pool.prompt_ids(self.task)
         if len(trajectory.prompt_ids) > self.limits.max_prompt_tokens:
@@ -106,7 +107,7 @@ class Playing:
         self.context = list(trajectory.prompt_ids)
         if pool.interaction:
             self.user = self.crowd.invite(self.task, pool.seed)
-        environment = environment_type(self.task, pool.environment_options.get(self.task.environment))
+        environment = environment_type(self.task, options)
         async with self._opened(environment):
             reason: StopReason | None = None
             while reason is None:
@@ -212,7 +213,7 @@ class Playing:
     async def _opened(self, environment: Environment) -> AsyncIterator[None]:
         """Like `async with environment`, but with deadlines, and closed also when its set-up failed half-way."""
         try:
-            await self._timed("tool", self.limits.tool_timeout_s, environment.setup())
+            await self._timed("setup", self.limits.setup_timeout_s, environment.setup())
             yield
         finally:
             await self._timed("tool", self.limits.tool_timeout_s, environment.close())

@@ -143,7 +143,7 @@ class RolloutPool:
         """Tokens of a task's prompt; one shared list for all copies within a phase."""
         key = (task.environment, task.preference, task.prompt)
         if key not in self._prompts:
-            environment = environment_class(task.environment)
+            environment = environment_class(task.environment, self.environment_options.get(task.environment))
             messages = build_messages(task, environment, self.preference_visibility, self.interaction)
             tools = Toolbox.of(environment, self.interaction).specs
             self.codec.check_tools(self.codec.call_format, tools)

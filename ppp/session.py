@@ -56,7 +56,8 @@ class Limits:
         max_observation_tokens: longer observations are shortened by the codec.
         max_prompt_tokens: a longer prompt is refused before the first turn.
         max_completion_tokens: all turns and observations together.
-        tool_timeout_s: one call of a tool; also for opening and for closing an environment.
+        setup_timeout_s: opening an environment, which may build what later sessions find ready.
+        tool_timeout_s: one call of a tool; also for closing an environment.
         user_timeout_s: one answer of the user.
         score_timeout_s: scoring at the end.
         trajectory_timeout_s: everything from the first prompt token to the score, generation included.
@@ -67,6 +68,7 @@ class Limits:
     max_observation_tokens: int = 1024
     max_prompt_tokens: int = 4096
     max_completion_tokens: int = 8192
+    setup_timeout_s: float = 600.0
     tool_timeout_s: float = 120.0
     user_timeout_s: float = 120.0
     score_timeout_s: float = 600.0

@@ -223,12 +223,12 @@ def load_sessions(recipe: Recipe, codec: Codec, field: str, preferences: Sequenc
     )
 
     def render(task: Task) -> list[dict[str, str]]:
-        return build_messages(
-            task, environment_class(task.environment), config.preference_visibility, config.interaction
-        )
+        environment = environment_class(task.environment, config.environment_options.get(task.environment))
+        return build_messages(task, environment, config.preference_visibility, config.interaction)
 
     def count_tokens(task: Task) -> int:
-        tools = Toolbox.of(environment_class(task.environment), config.interaction).specs
+        environment = environment_class(task.environment, config.environment_options.get(task.environment))
+        tools = Toolbox.of(environment, config.interaction).specs
         codec.check_tools(codec.call_format, tools)
         return len(codec.prompt_ids(render(task), tools))
 

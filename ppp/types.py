@@ -232,7 +232,7 @@ class Trajectory:
         final_answer: what the policy passed to `finish`, if it did.
         error: what went wrong, for stop_reason ERROR.
         error_kind: the same in a few words, see `InfrastructureError`.
-        timings: seconds by kind of work: "generate", "tool", "user", "score", "total".
+        timings: seconds by kind of work: "setup", "generate", "tool", "user", "score", "total".
     """
 
     task: Task

@@ -1,18 +1,19 @@
-"""F1 of the rule-made agent on real issues, precise and vague, through the same pool and metrics as a trained policy.
+"""F1 of the rule-made agents on real issues, precise and vague, through the same pool and metrics as a trained policy.
 
-    python scripts/func_loc_baseline.py --issues issues.jsonl --repositories DIR [--limit N] [--ask]
+    python scripts/func_loc_baseline.py --issues issues.jsonl --repositories DIR [--toolset read] [--limit N] [--ask]
 
 `issues.jsonl` holds issues in the style of SWE-bench with the functions that their fixes edited (see
 `ppp/swe/rows.py`); DIR holds a git repository per project, such as `pytest-dev__pytest.git` from
-`git clone --bare https://github.com/pytest-dev/pytest`. The base commit of an issue is read without a checkout. Nothing
-is downloaded and no model is needed. Issues without an edited function are left out. The last line is JSON.
+`git clone --bare https://github.com/pytest-dev/pytest`. With the tools of the shell each base commit is checked out
+once and kept (`--trees`); the first run takes longer. Nothing is downloaded and no model is needed. Issues without an
+edited function are left out. Intervals are 95 % by bootstrap over issues. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
+import random
 import statistics
 import sys
 import time
@@ -20,10 +21,11 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
-from ppp.baselines.func_loc import FuncLocAgent
+from ppp.baselines import build_policy
 from ppp.codec import Codec
 from ppp.engines.scripted import ScriptedEngine
-from ppp.environments.func_loc import FuncLocEnvironment
+from ppp.environments import environment_class
+from ppp.environments.func_loc import TOOLSETS
 from ppp.rewards import summarize
 from ppp.rollout import Limits, RolloutJob, RolloutPool
 from ppp.swe.rows import load_func_loc_tasks
@@ -33,11 +35,15 @@ from ppp.types import RecipeError, Task, Trajectory
 # The tokenizer writes a token per byte, so the bounds on tokens are wide and those on turns decide.
 LIMITS = Limits(
     max_turns=80,
+    trajectory_timeout_s=36_000,  # the first run on a small machine builds many trees
+    setup_timeout_s=36_000,
     max_tokens_per_turn=10_000,
     max_observation_tokens=100_000,
     max_prompt_tokens=200_000,
     max_completion_tokens=10_000_000,
 )
+POLICY_OF = {"shell": "func_loc", "read": "func_loc_read"}
+NUM_RESAMPLES = 10_000
 
 
 def select(tasks: Sequence[Task], limit: int | None) -> list[Task]:
@@ -51,15 +57,25 @@ def issue_of(task: Task) -> str:
     return task.task_id.rpartition(":")[0]
 
 
-def play(tasks: Sequence[Task], ask: bool, max_concurrency: int) -> list[Trajectory]:
+def play(tasks: Sequence[Task], ask: bool, max_concurrency: int, environment: dict[str, Any]) -> list[Trajectory]:
     codec = Codec.from_tokenizer(byte_tokenizer())
-    engine = ScriptedEngine(codec, FuncLocAgent(ask=ask))
-    pool = RolloutPool(engine, codec, LIMITS, max_concurrency=max_concurrency)
+    environment_options = {"func_loc": environment}
+    policy = build_policy(POLICY_OF[environment["toolset"]], ["func_loc"], environment_options)
+    policy.ask = ask
+    engine = ScriptedEngine(codec, policy)
+    pool = RolloutPool(engine, codec, LIMITS, environment_options=environment_options, max_concurrency=max_concurrency)
     try:
         return pool.run([RolloutJob(task, row, 0) for row, task in zip(count(), tasks)], step=0, progress="sessions")
     finally:
         pool.close()
         engine.close()
+
+
+def interval(scores: Sequence[float]) -> tuple[float, float]:
+    """The middle 95 % of the means of `NUM_RESAMPLES` draws with replacement; the same in every run."""
+    rng = random.Random(0)
+    means = sorted(statistics.fmean(rng.choices(scores, k=len(scores))) for _ in range(NUM_RESAMPLES))
+    return means[int(0.025 * NUM_RESAMPLES)], means[int(0.975 * NUM_RESAMPLES) - 1]
 
 
 def table(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
@@ -78,7 +94,6 @@ def table(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
             scores = [100 * t.productivity for t in group if t.productivity is not None]
             if not scores:
                 continue
-            error = statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else math.nan
             found = sum(score > 0 for score in scores)
             turns = statistics.mean(len(t.turns) for t in group)
             metrics = summarize(group)
@@ -86,7 +101,7 @@ def table(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
                 "issues": name,
                 "prompt": kind,
                 "f1": metrics["productivity"],
-                "standard_error": error,
+                "interval": interval(scores),
                 "turns": turns,
             }
             rows.append({**row, "found": found, "num_sessions": len(scores), "effort": metrics["effort"]})
@@ -99,32 +114,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repositories", required=True, help="folder with a git repository per project")
     parser.add_argument("--limit", type=int, help="only the first LIMIT issues")
     parser.add_argument("--ask", action="store_true", help="let the agent ask the scripted user one question")
-    parser.add_argument("--max-concurrency", type=int, default=4, help="sessions at the same time")
+    parser.add_argument("--toolset", choices=list(TOOLSETS), default="shell", help="what the agent explores with")
+    parser.add_argument("--trees", help="folder for checkouts; default: in the user's cache")
+    parser.add_argument("--max-concurrency", type=int, default=64, help="sessions at the same time")
     options = parser.parse_args(argv)
+    environment = {"toolset": options.toolset, **({"trees": options.trees} if options.trees else {})}
     try:
+        environment_class("func_loc", environment).check_options(environment)
         tasks = select(load_func_loc_tasks(options.issues, options.repositories, skip_empty_gold=True), options.limit)
         for task in tasks:
-            FuncLocEnvironment.check_task(task)
+            environment_class("func_loc", environment).check_task(task)
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     started = time.perf_counter()
-    trajectories = play(tasks, options.ask, options.max_concurrency)
+    trajectories = play(tasks, options.ask, options.max_concurrency, environment)
     wall_s = time.perf_counter() - started
     rows = table(trajectories)
-    print("| issues | prompt | F1 (%) | a right function named | turns | questions: low, medium, high effort |")
-    print("|---|---|---|---|---|---|")
+    print("| issues | prompt | F1 (%) | 95 % | a right function named | turns | questions: low, medium, high effort |")
+    print("|---|---|---|---|---|---|---|")
     for row in rows:
-        score = f"{row['f1']:.1f} ± {row['standard_error']:.1f}"
+        low, high = row["interval"]
         found = f"{row['found']} of {row['num_sessions']}"
         efforts = ", ".join(f"{number:.2f}" for number in row["effort"].values())
+        score = f"{row['f1']:.1f} | {low:.1f} - {high:.1f}"
         print(f"| {row['issues']} | {row['prompt']} | {score} | {found} | {row['turns']:.0f} | {efforts} |")
     for trajectory in trajectories:
         if trajectory.failed:
             print(f"failed: {trajectory.task.task_id}: {trajectory.error}", file=sys.stderr)
     everything = {row["prompt"]: row["f1"] for row in rows if row["issues"] == "all"}
     num_failed = sum(trajectory.failed for trajectory in trajectories)
-    print(json.dumps({"f1": everything, "num_failed": num_failed, "wall_s": round(wall_s, 1), "ask": options.ask}))
+    result = {"f1": everything, "num_sessions": len(trajectories), "num_failed": num_failed, "wall_s": round(wall_s, 1)}
+    print(json.dumps({**result, "toolset": options.toolset, "ask": options.ask}))
     return 1 if num_failed else 0
 
 

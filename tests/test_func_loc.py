@@ -12,7 +12,8 @@ import jsonschema
 import pytest
 
 from ppp.environments import environment_class
-from ppp.environments.func_loc import LIMITS, FuncLocEnvironment, func_loc_f1
+from ppp.environments.func_loc import TOOLSETS, FuncLocEnvironment, func_loc_f1
+from ppp.environments.func_loc_read import LIMITS, FuncLocRead
 from ppp.environments.source_tree import _cached_tree
 from ppp.prompts import load_prompt
 from ppp.swe.rows import find_repository, func_loc_task_rows, load_func_loc_tasks
@@ -52,7 +53,7 @@ def make_task(**payload: Any) -> Task:
 
 def play(task: Task, call: ToolCall, options: Mapping[str, Any] | None = None) -> Observation:
     async def session() -> Observation:
-        async with FuncLocEnvironment(task, options) as environment:
+        async with FuncLocRead(task, options) as environment:
             return await environment.step(call)
 
     return asyncio.run(session())
@@ -123,8 +124,8 @@ def test_a_name_that_begins_like_a_bullet_is_left_alone() -> None:
 
 def test_the_environment_scores_by_its_option(task: Task) -> None:
     for options, expected in (({}, 1.0), ({"accept_bullets": False}, 0.0)):
-        assert asyncio.run(FuncLocEnvironment(task, options).score("- src/core.py:Core.run")) == expected
-    assert asyncio.run(FuncLocEnvironment(task).score(None)) == 0.0
+        assert asyncio.run(FuncLocRead(task, options).score("- src/core.py:Core.run")) == expected
+    assert asyncio.run(FuncLocRead(task).score(None)) == 0.0
 
 
 # ---------------------------------------------------------------- tools
@@ -209,7 +210,7 @@ def test_the_agents_mistake_is_an_observation(task: Task, call: ToolCall) -> Non
     seen = play(task, call)
     assert seen.is_error
     assert seen.text
-    specs = {spec.name: spec for spec in FuncLocEnvironment.tools}
+    specs = {spec.name: spec for spec in FuncLocRead.tools}
     jsonschema.validate(dict(call.arguments), dict(specs[call.name].parameters))
 
 
@@ -227,7 +228,7 @@ def test_missing_git_is_infrastructure_and_never_an_observation(task: Task, monk
 
 def test_many_sessions_at_once_share_one_tree(task: Task) -> None:
     async def session(number: int) -> tuple[int, str]:
-        async with FuncLocEnvironment(task) as environment:
+        async with FuncLocRead(task) as environment:
             seen = await environment.step(ToolCall("view", {"path": "src/many.py", "start_line": number}))
             return id(environment._tree), seen.text.split("\n")[1].split()[1]
 
@@ -244,23 +245,33 @@ def test_many_sessions_at_once_share_one_tree(task: Task) -> None:
 
 
 def test_the_environment_is_in_the_table_and_its_prompt_exists() -> None:
-    assert environment_class("func_loc") is FuncLocEnvironment
-    assert "$preference" in load_prompt(FuncLocEnvironment.system_prompt)
+    assert environment_class("func_loc", {"toolset": "read"}) is FuncLocRead
+    for toolset in TOOLSETS:
+        found = environment_class("func_loc", {"toolset": toolset})
+        assert issubclass(found, FuncLocEnvironment)
+        assert "$preference" in load_prompt(found.system_prompt)
+    assert environment_class("func_loc") is environment_class("func_loc", {"toolset": "shell"})
+    with pytest.raises(
+        RecipeError, match=r"environment_options\.func_loc\.toolset: 'pen' is unknown; allowed: shell, read"
+    ):
+        environment_class("func_loc", {"toolset": "pen"})
 
 
 @pytest.mark.parametrize("name", [*LIMITS, "accept_bullets"])
 @pytest.mark.parametrize("value", [0, -1, "5", 2.5, None])
 def test_a_bad_option_is_refused_by_name_and_value(name: str, value: object) -> None:
     with pytest.raises(RecipeError, match=rf"environment_options\.func_loc\.{name}: {value!r}.*allowed"):
-        FuncLocEnvironment.check_options({name: value})
+        FuncLocEnvironment.check_options({"toolset": "read", name: value})
 
 
 def test_options_that_are_no_options_are_refused_and_good_ones_pass() -> None:
-    FuncLocEnvironment.check_options({**dict.fromkeys(LIMITS, 1), "accept_bullets": False})
-    with pytest.raises(RecipeError, match=r"max_view_line: unknown option; allowed: .*max_view_lines"):
-        FuncLocEnvironment.check_options({"max_view_line": 3})
+    FuncLocEnvironment.check_options({"toolset": "read", **dict.fromkeys(LIMITS, 1), "accept_bullets": False})
+    with pytest.raises(RecipeError, match=r"max_view_line: unknown option; allowed .*max_view_lines"):
+        FuncLocEnvironment.check_options({"toolset": "read", "max_view_line": 3})
     with pytest.raises(RecipeError, match="max_view_lines"):
-        FuncLocEnvironment.check_options({"max_view_lines": True})
+        FuncLocEnvironment.check_options({"toolset": "read", "max_view_lines": True})
+    with pytest.raises(RecipeError, match="max_view_lines: unknown option"):
+        FuncLocEnvironment.check_options({"max_view_lines": 3})
 
 
 @pytest.mark.parametrize(
@@ -270,6 +281,7 @@ def test_options_that_are_no_options_are_refused_and_good_ones_pass() -> None:
         ("source", {"source": "/nowhere/at/all"}),
         ("commit", {"commit": "f" * 40}),
         ("commit", {"commit": ""}),
+        ("commit", {"commit": None}),
         ("commit", {"commit": 7}),
         ("gold_functions", {"gold_functions": None}),
         ("gold_functions", {"gold_functions": []}),

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
-from ppp.baselines.func_loc import FuncLocAgent, best_functions, read_functions, score_matches, weigh_clues
+from ppp.baselines import build_policy
+from ppp.baselines.func_loc_read import ReadAgent, score_matches
+from ppp.baselines.func_loc_shell import ShellAgent, find_sources, score_files
+from ppp.baselines.func_loc_text import best_functions, read_functions, weigh_clues
 from ppp.codec import Codec
 from ppp.engines.scripted import ScriptedEngine
 from ppp.rollout import RolloutJob, RolloutPool
-from ppp.types import StopReason, Task, Trajectory
+from ppp.types import RecipeError, StopReason, Task, Trajectory
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "func_loc_baseline.py"
 
@@ -80,13 +83,21 @@ def task(repository: Path) -> Task:
     return Task("t", "func_loc", PRECISE, PRECISE, "no_preference", payload)
 
 
-@pytest.fixture
-def play(codec: Codec) -> Callable[..., Trajectory]:
-    limits = runpy.run_path(str(SCRIPT))["LIMITS"]
+@pytest.fixture(params=["shell", "read"])
+def toolset(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
-    def play(task: Task, agent: FuncLocAgent | None = None, **options: Any) -> Trajectory:
-        engine = ScriptedEngine(codec, agent or FuncLocAgent())
-        pool = RolloutPool(engine, codec, limits, environment_options={"func_loc": options})
+
+@pytest.fixture
+def play(codec: Codec, toolset: str, tmp_path: Path) -> Callable[..., Trajectory]:
+    limits = runpy.run_path(str(SCRIPT))["LIMITS"]
+    own = {"toolset": "shell", "trees": str(tmp_path / "trees")} if toolset == "shell" else {"toolset": "read"}
+
+    def play(task: Task, ask: bool = False, **options: Any) -> Trajectory:
+        agent = {"shell": ShellAgent, "read": ReadAgent}[toolset](ask=ask)
+        environment_options = {"func_loc": {**own, **options}}
+        engine = ScriptedEngine(codec, agent)
+        pool = RolloutPool(engine, codec, limits, environment_options=environment_options)
         try:
             return pool.run([RolloutJob(task, 0, 0)], step=0)[0]
         finally:
@@ -122,15 +133,21 @@ def test_the_agent_finishes_whatever_the_issue_says(play: Callable[..., Trajecto
     assert trajectory.stop_reason is StopReason.FINISHED
 
 
-def test_the_agent_copes_with_tight_limits_of_the_tools(play: Callable[..., Trajectory], task: Task) -> None:
-    trajectory = play(task, max_view_lines=5, max_search_results=2, max_list_entries=3)
+def test_the_agent_copes_with_tight_limits_of_the_tools(
+    play: Callable[..., Trajectory], task: Task, toolset: str
+) -> None:
+    tight = {
+        "shell": {"max_output_chars": 60, "max_line_chars": 30},
+        "read": {"max_view_lines": 5, "max_search_results": 2, "max_list_entries": 3},
+    }
+    trajectory = play(task, **tight[toolset])
     assert trajectory.stop_reason is StopReason.FINISHED
     assert not any(turn.is_error for turn in trajectory.turns)
 
 
 def test_an_agent_that_asks_uses_the_answer(play: Callable[..., Trajectory], task: Task) -> None:
     vague = replace(task, prompt=VAGUE, precise_prompt="It broke.\nThe error message names save_widget.")
-    silent, asking = play(vague), play(vague, FuncLocAgent(ask=True))
+    silent, asking = play(vague), play(vague, ask=True)
     assert (silent.questions, silent.productivity) == ([], 0.0)
     assert len(asking.questions) == 1
     assert asking.answers[0].text == "The error message names save_widget."
@@ -177,11 +194,45 @@ def test_a_search_that_found_too_much_says_nothing_of_files() -> None:
     assert score_matches("[no matches]") == {}
 
 
+def test_packages_at_the_top_and_in_src_are_the_sources() -> None:
+    inside = ["pkg/__init__.py", "pkg/sub/__init__.py", "pkg/sub/a.py", "src/other/__init__.py", "src/other/b.py"]
+    roots, paths = find_sources([*inside, "setup.py", "deep/er/x/__init__.py", "README.md"])
+    assert (roots, paths) == (["pkg", "src/other"], inside)
+    assert find_sources(["a.py", "b/c.py", "[1 lines with 9 characters are left out here]"]) == ([], ["a.py", "b/c.py"])
+
+
+def test_a_word_in_few_files_points_to_them_more_than_one_in_many() -> None:
+    found = "== rare\n./a.py\n== common\na.py\nb.py\nb.rst\n== everywhere\n" + "x.py\n" * 61
+    scores = score_files(found, {"rare": 1.0, "common": 1.0, "everywhere": 1.0})
+    assert scores.keys() == {"a.py", "b.py"}
+    assert scores["a.py"] > 2 * scores["b.py"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "fits"),
+    [("func_loc", {}, True), ("func_loc", {"toolset": "shell"}, True), ("func_loc", {"toolset": "read"}, False),
+     ("func_loc_read", {}, False), ("func_loc_read", {"toolset": "read"}, True)],
+)  # fmt: skip
+def test_an_agent_is_refused_where_the_tools_are_not_those_that_it_knows(
+    name: str, options: dict[str, Any], fits: bool
+) -> None:
+    if fits:
+        build_policy(name, ["func_loc"], {"func_loc": options})
+    else:
+        with pytest.raises(RecipeError, match=f"'{name}' knows other tools.*toolset"):
+            build_policy(name, ["func_loc"], {"func_loc": options})
+
+
 def test_no_functions_make_no_answer() -> None:
     assert best_functions([], {"x": 1.0}, 2) == []
 
 
 # ---------------------------------------------------------------- the script
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -209,9 +260,20 @@ def test_the_script_prints_a_table_and_ends_with_json(
     assert main(arguments) == 0
     *lines, last = capsys.readouterr().out.strip().split("\n")
     assert json.loads(last)["f1"] == {"precise": 100.0, "precise, of issues with a vague form": 100.0, "vague": 0.0}
-    assert "| acme/widgets | precise | 100.0 ± 0.0 | 2 of 2 |" in "\n".join(lines)
-    assert main([*arguments, "--limit", "1"]) == 0
-    assert "| all | precise | 100.0 ± nan | 1 of 1 |" in capsys.readouterr().out
+    assert "| acme/widgets | precise | 100.0 | 100.0 - 100.0 | 2 of 2 |" in "\n".join(lines)
+    assert main([*arguments, "--limit", "1", "--toolset", "read", "--ask"]) == 0
+    printed = capsys.readouterr().out
+    assert "| all | precise | 100.0 | 100.0 - 100.0 | 1 of 1 |" in printed
+    assert json.loads(printed.strip().split("\n")[-1])["toolset"] == "read"
+
+
+def test_the_interval_is_the_same_in_every_run_and_holds_the_mean() -> None:
+    interval = runpy.run_path(str(SCRIPT))["interval"]
+    scores = [0.0] * 30 + [100.0] * 10
+    low, high = interval(scores)
+    assert (low, high) == interval(scores)
+    assert 10 < low < 17.5 and 32.5 < high < 42  # 25 +- 2 standard errors of 6.8
+    assert interval([50.0]) == (50.0, 50.0)
 
 
 def test_the_script_refuses_bad_input_in_one_sentence(

@@ -237,7 +237,7 @@ def test_session_plays_tools_user_and_finish(make_pool: Callable[..., RolloutPoo
     assert trajectory.questions == ["which?"] and trajectory.answers[0].effort is Effort.LOW
     assert Person.seen == [1]
     assert Shelf.log == {"setup": 1, "close": 1}
-    assert trajectory.timings.keys() == {"generate", "tool", "user", "score", "total"}
+    assert trajectory.timings.keys() == {"setup", "generate", "tool", "user", "score", "total"}
 
 
 def test_tokens_are_append_only_and_masked(make_pool: Callable[..., RolloutPool], codec: Codec) -> None:
@@ -352,7 +352,7 @@ def test_without_interaction_there_is_no_one_to_ask(make_pool: Callable[..., Rol
 
 FAULTS = {
     "setup:outage": "InfrastructureError: container lost",
-    "setup:hang": "tool: no result within",
+    "setup:hang": "setup: no result within",
     "step:outage": "InfrastructureError: container lost",
     "step:bug": "KeyError: 'no such key'",
     "step:own_timeout": "TimeoutError: socket",
@@ -366,7 +366,7 @@ FAULTS = {
     "generate:empty": "engine: 0 tokens",
     "generate:logprobs": "engine: 2 tokens with 1",
 }
-DEADLINES = {"tool_timeout_s": 0.05, "user_timeout_s": 0.05, "score_timeout_s": 0.05}
+DEADLINES = {"setup_timeout_s": 0.05, "tool_timeout_s": 0.05, "user_timeout_s": 0.05, "score_timeout_s": 0.05}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

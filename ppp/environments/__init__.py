@@ -6,7 +6,9 @@ environment are never needed by another. `base.py` says what an environment is, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
+from typing import Any
 
 from ppp.environments.base import Environment
 from ppp.types import RecipeError
@@ -17,8 +19,8 @@ ENVIRONMENTS: dict[str, str | type[Environment]] = {
 }
 
 
-def environment_class(name: str) -> type[Environment]:
-    """The class behind a name of the table.
+def environment_class(name: str, options: Mapping[str, Any] | None = None) -> type[Environment]:
+    """The class behind a name of the table, in the variant that plays under `options`.
 
     Raises:
         RecipeError: no such environment.
@@ -29,5 +31,5 @@ def environment_class(name: str) -> type[Environment]:
     if isinstance(entry, str):
         module, _, attribute = entry.partition(":")
         found: type[Environment] = vars(import_module(module))[attribute]
-        return found
-    return entry
+        return found.variant(options or {})
+    return entry.variant(options or {})

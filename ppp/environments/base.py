@@ -41,6 +41,11 @@ class Environment(ABC):
         self.options = dict(options or {})
 
     @classmethod
+    def variant(cls, options: Mapping[str, Any]) -> type[Environment]:
+        """The class that plays under these options: this one, unless a domain offers several sets of tools."""
+        return cls
+
+    @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
         """Raise `RecipeError` for an option that this environment does not know or a value that it cannot use."""
 

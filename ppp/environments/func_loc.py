@@ -1,63 +1,36 @@
-"""Function localisation on real code: read a source tree, name the functions that an issue wants edited, get F1.
+"""Function localisation on real code: explore a repository, name the functions that an issue wants edited, get F1.
 
-The tools only read, and what they show is bounded. The tree itself is in `source_tree.py`, real issues come from
-`ppp/swe/rows.py`, and a rule-made agent is in `baselines/func_loc.py`.
+What is the same whatever the agent explores with: the payload, what the user knows, the score. The tools are in
+`func_loc_shell.py` (a shell in a sandbox, as in the paper) and `func_loc_read.py` (structured tools that only read).
+Real issues come from `ppp/swe/rows.py`, and rule-made agents are in `baselines/func_loc.py`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import posixpath
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
 
 from ppp.environments.base import Environment, set_f1
-from ppp.environments.source_tree import Match, SourceTree, TreePathError, check_source, open_tree
-from ppp.types import Observation, RecipeError, Source, Task, ToolCall, ToolSpec
+from ppp.environments.source_tree import check_source
+from ppp.types import RecipeError, Source, Task
 
-MAX_LINE_CHARS = 300  # of one line of source; the rest of it is left out, with a note
-LIMITS = {"max_view_lines": 200, "max_search_results": 50, "max_list_entries": 200}  # option -> default
+TOOLSETS = {  # value of the option `toolset` -> the environment with these tools; the first is the default
+    "shell": "ppp.environments.func_loc_shell:FuncLocShell",
+    "read": "ppp.environments.func_loc_read:FuncLocRead",
+}
+SHARED_OPTIONS = ("toolset", "accept_bullets")
 _BULLET = re.compile(r"(?:[-*]\s+|•\s*|\d+[.)]\s+)")
 _SANDBOX_PREFIXES = ("testbed/", "workspace/")  # where containers for such tasks keep the repository
 
-LIST_DIR = ToolSpec(
-    "list_dir",
-    "List a directory of the source tree. Directories end with a slash.",
-    {
-        "type": "object",
-        "properties": {"path": {"type": "string", "description": 'from the root of the tree; "." is the root'}},
-        "required": ["path"],
-        "additionalProperties": False,
-    },
-)
-SEARCH_CODE = ToolSpec(
-    "search_code",
-    "Find the lines that contain a text, taken literally, case included. Python files come first.",
-    {
-        "type": "object",
-        "properties": {
-            "query": {"type": "string", "description": "the text, without line breaks"},
-            "path": {"type": "string", "description": "a directory or file to search in; left out, the whole tree"},
-        },
-        "required": ["query"],
-        "additionalProperties": False,
-    },
-)
-VIEW = ToolSpec(
-    "view",
-    "Show a file with line numbers, the whole of it or some lines.",
-    {
-        "type": "object",
-        "properties": {
-            "path": {"type": "string", "description": "the file"},
-            "start_line": {"type": "integer", "description": "the first line to show, from 1"},
-            "end_line": {"type": "integer", "description": "the last line to show"},
-        },
-        "required": ["path"],
-        "additionalProperties": False,
-    },
-)
+
+def option_field(name: str) -> str:
+    """How messages call an option of this environment."""
+    return f"environment_options.func_loc.{name}"
 
 
 def func_loc_f1(answer: str | None, gold: Sequence[str], accept_bullets: bool = True) -> float:
@@ -91,28 +64,40 @@ def _normalised(line: str) -> str:
 
 
 class FuncLocEnvironment(Environment):
-    """One issue on one source tree.
+    """One issue on one source tree; `variant` gives the class with the tools.
 
-    Payload: `source` (a folder, or a git repository, bare or not), `commit` (a commit of that repository, read without
-    a checkout; absent or None for a folder as it is), `gold_functions` (a list of `path.py:Class.method`) and
-    `hints_text` (what was said about the issue later on, for its user; may be absent).
+    Payload: `source` (a git repository, bare or not, or a folder that is none), `commit` (a commit of that repository;
+    absent or None for a folder as it is), `gold_functions` (a list of `path.py:Class.method`) and `hints_text` (what
+    was said about the issue later on, for its user; may be absent). Nothing of it is ever written where a tool reads.
     """
 
-    tools = (LIST_DIR, SEARCH_CODE, VIEW)
-    system_prompt = "func_loc_system.txt"
+    tool_options: ClassVar[tuple[str, ...]] = ()  # beside `SHARED_OPTIONS`
+
+    @classmethod
+    def variant(cls, options: Mapping[str, Any]) -> type[FuncLocEnvironment]:
+        toolset = options.get("toolset", next(iter(TOOLSETS)))
+        if toolset not in TOOLSETS:
+            raise RecipeError(f"{option_field('toolset')}: {toolset!r} is unknown; allowed: {', '.join(TOOLSETS)}")
+        module, _, name = TOOLSETS[toolset].partition(":")
+        found: type[FuncLocEnvironment] = vars(import_module(module))[name]
+        return found
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
-        for name, value in options.items():
-            field = f"environment_options.func_loc.{name}"
-            if name in LIMITS:
-                if type(value) is not int or value < 1:  # a bool is an int to isinstance
-                    raise RecipeError(f"{field}: {value!r} is not allowed; allowed: an integer of at least 1")
-            elif name == "accept_bullets":
-                if type(value) is not bool:
-                    raise RecipeError(f"{field}: {value!r} is not allowed; allowed: true, false")
-            else:
-                raise RecipeError(f"{field}: unknown option; allowed: {', '.join(('accept_bullets', *LIMITS))}")
+        found = cls.variant(options)
+        for name in options:
+            if name not in (*SHARED_OPTIONS, *found.tool_options):
+                allowed = ", ".join((*SHARED_OPTIONS, *found.tool_options))
+                raise RecipeError(f"{option_field(name)}: unknown option; allowed with these tools: {allowed}")
+        bullets = options.get("accept_bullets", True)
+        if type(bullets) is not bool:
+            raise RecipeError(f"{option_field('accept_bullets')}: {bullets!r} is not allowed; allowed: true, false")
+        found.check_tool_options({name: value for name, value in options.items() if name not in SHARED_OPTIONS})
+
+    @classmethod
+    @abstractmethod
+    def check_tool_options(cls, options: Mapping[str, Any]) -> None:
+        """Raise `RecipeError` for a value of `tool_options` that cannot be used, or tools that cannot be had here."""
 
     @classmethod
     def check_task(cls, task: Task) -> None:
@@ -120,6 +105,9 @@ class FuncLocEnvironment(Environment):
         source, commit, gold = (task.payload.get(name) for name in ("source", "commit", "gold_functions"))
         if not isinstance(source, str):
             raise RecipeError(f"{where}.source: {source!r}; allowed: the path of a folder or a git repository")
+        if commit is None and (Path(source) / ".git").exists():
+            reason = "absent, but the source is a git repository, whose history may hold the fix"
+            raise RecipeError(f"{where}.commit: {reason}; allowed: the commit before it")
         if commit is not None and not (isinstance(commit, str) and commit.strip()):
             raise RecipeError(f"{where}.commit: {commit!r}; allowed: a commit of the repository, or null for a folder")
         if not isinstance(gold, list) or not gold or not all(isinstance(name, str) and ":" in name for name in gold):
@@ -147,54 +135,6 @@ class FuncLocEnvironment(Environment):
             Source("gold_functions", "\n".join(functions), functions, level=5),
         )
 
-    async def setup(self) -> None:
-        self._tree = await asyncio.to_thread(open_tree, self.task.payload["source"], self.task.payload.get("commit"))
-
-    async def step(self, call: ToolCall) -> Observation:
-        tools: dict[str, Callable[..., str]]
-        tools = {"list_dir": self._list_dir, "search_code": self._search_code, "view": self._view}
-        try:
-            return Observation(await asyncio.to_thread(tools[call.name], self._tree, **call.arguments))
-        except TreePathError as error:
-            return Observation(str(error), is_error=True)
-
     async def score(self, answer: str | None) -> float:
         """Set F1 of the functions in `answer`, one a line. Source: PPP section 4.1."""
         return func_loc_f1(answer, self.task.payload["gold_functions"], self.options.get("accept_bullets", True))
-
-    def _limit(self, name: str) -> int:
-        return int(self.options.get(name, LIMITS[name]))
-
-    def _list_dir(self, tree: SourceTree, path: str) -> str:
-        names, limit = tree.children(path), self._limit("max_list_entries")
-        notes = [f"[{len(names) - limit} more entries are not shown]"] if len(names) > limit else []
-        return "\n".join([*names[:limit], *notes]) or "[empty directory]"
-
-    def _search_code(self, tree: SourceTree, query: str, path: str = "") -> str:
-        limit = self._limit("max_search_results")
-        matches = tree.search(query, path, limit + 1)
-        notes = [f"[only the first {limit} matches are shown]"] if len(matches) > limit else []
-        return "\n".join([*map(_match_line, matches[:limit]), *notes]) or "[no matches]"
-
-    def _view(self, tree: SourceTree, path: str, start_line: int = 1, end_line: int | None = None) -> str:
-        lines = tree.read(path).removesuffix("\n").split("\n")
-        num_lines, limit = len(lines), self._limit("max_view_lines")
-        start_line = int(start_line)  # 5.0 is an integer to a JSON schema
-        last = num_lines if end_line is None else min(int(end_line), num_lines)
-        if not 1 <= start_line <= num_lines or last < start_line:
-            wanted = f"{start_line} to {'the end' if end_line is None else end_line}"
-            raise TreePathError(f"Lines {wanted} cannot be shown: {path!r} has lines 1 to {num_lines}.")
-        shown = min(last, start_line + limit - 1)
-        numbered = (f"{number:>5} {_cut(lines[number - 1])}" for number in range(start_line, shown + 1))
-        notes = [f"[lines {start_line} to {shown} of {num_lines}; at most {limit} are shown]"] if shown < last else []
-        header = f"{tree.resolve(path)}, lines {start_line} to {shown} of {num_lines}"
-        return "\n".join([header, *numbered, *notes])
-
-
-def _match_line(match: Match) -> str:
-    return f"{match.path}:{match.line}: {_cut(match.text.strip())}"
-
-
-def _cut(line: str) -> str:
-    line = line.rstrip("\r")
-    return line if len(line) <= MAX_LINE_CHARS else f"{line[:MAX_LINE_CHARS]} [{len(line) - MAX_LINE_CHARS} more]"

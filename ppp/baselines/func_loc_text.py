@@ -1,13 +1,15 @@
-"""A rule-made agent for `func_loc`: words of the issue -> search -> files -> the functions that share most of them.
+"""What the rule-made agents of `func_loc` make of text: clues of an issue, likely files, the functions that share most.
 
-It sees what a policy sees, the prompt and the observations, and keeps nothing between turns: every turn replays its
-plan over the session so far. It understands nothing; it is the floor that a trained policy has to leave behind.
+Nothing here acts; `func_loc_shell.py` and `func_loc_read.py` beside this file do, each with its own tools. They see
+what a policy sees, the prompt and the observations, and keep nothing between turns: every turn replays the plan over
+the session so far. They understand nothing; they are the floor that a trained policy has to leave behind.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from ppp.types import Task, ToolCall, Turn
 
 Step = tuple[str, ToolCall]
+Plan = Generator[Step, str, str]  # yields what to do, is sent the observation, returns the answer
 Weights = dict[str, float]
 
 QUESTION = "Which option, class or error message is this about, and what did you expect instead?"
@@ -52,105 +55,32 @@ _URL = re.compile(r"https?://\S+")
 _FRAMES = (re.compile(r'File "([^"]+\.py)", line \d+, in (\w+)'), re.compile(r"([\w./\\-]+\.py):\d+: in (\w+)"))
 _SETTING = re.compile(r"\W*(?:your )?(?:environment|versions?\b|pip (?:list|freeze)|os\b|screenshots|additional)", re.I)
 _HEADING = re.compile(r"#+ |\*\*\w")
-_MATCH = re.compile(r"^(\S.*?\.py):\d+: ", re.M)
-_VIEW_HEADER = re.compile(r"^.*, lines \d+ to (\d+) of (\d+)$", re.M)
-_VIEW_LINE = re.compile(r"^ *(\d+) (.*)$", re.M)
 _DEFINITION = re.compile(r"\s*(async def|def|class)\s+(\w+)")
 
 
-class FuncLocAgent:
-    """Searches for what the issue names, reads the most promising files, and names their most similar functions.
+class PlannedAgent(ABC):
+    """An agent that follows a plan, asks the user first if it is told to, and finishes with what the plan returns."""
 
-    Args:
-        ask: put one question to the user first.
-        max_listings: directories to look into.
-        max_searches: words of the issue to search for.
-        max_files: files to read.
-        max_views: calls of `view` that this may take.
-        max_answers: functions that the answer may name.
-    """
-
-    def __init__(
-        self,
-        ask: bool = False,
-        max_listings: int = 28,
-        max_searches: int = 10,
-        max_files: int = 2,
-        max_views: int = 16,
-        max_answers: int = 2,
-    ) -> None:
-        self.ask = ask
-        self.max_listings, self.max_searches = max_listings, max_searches
-        self.max_files, self.max_views, self.max_answers = max_files, max_views, max_answers
+    ask: bool
 
     def act(self, task: Task, turns: Sequence[Turn]) -> Step:
-        plan = self._plan(task.prompt)
+        plan = self._steps(task.prompt)
         step = next(plan)
         for turn in turns:
             step = plan.send(turn.observation or "")
         return step
 
-    def _plan(self, text: str) -> Generator[Step, str, None]:
-        """Yields what to do, is sent the observation."""
+    @abstractmethod
+    def plan(self, text: str) -> Plan:
+        """What to do about an issue."""
+
+    def _steps(self, text: str) -> Generator[Step, str, None]:
         if self.ask:
             reply = yield "I ask what would narrow the search down.", ToolCall("ask_user", {"query": QUESTION})
             text += f"\n\n{reply}"
-        roots, paths = yield from self._list_sources()
-        packages = [root.rpartition("/")[2] for root in roots]
-        clues = weigh_clues(text, ignored={*packages, *(name.strip("_") for name in packages)})
-        scores = score_paths(paths, clues, text)
-        for term in sorted(clues, key=lambda term: (-clues[term], term))[: self.max_searches]:
-            for root in roots:
-                found = yield f"The issue speaks of {term}.", ToolCall("search_code", {"query": term, "path": root})
-                for path, score in score_matches(found).items():
-                    scores[path] = scores.get(path, 0.0) + score * clues[term]
-        best_paths = sorted(scores, key=lambda path: (-scores[path], path))[: self.max_files]
-        functions = yield from self._read(best_paths)
-        answer = "\n".join(best_functions(functions, clues, self.max_answers))
+        answer = yield from self.plan(text)
         while True:
             yield "These functions share most with the issue.", ToolCall("finish", {"answer": answer})
-
-    def _list_sources(self) -> Generator[Step, str, tuple[list[str], list[str]]]:
-        """The packages at the top, or in `src` (the whole tree where there is none), and their Python files."""
-        pending = ["."]
-        roots: list[str] = []
-        paths: list[str] = []
-        num_listed = 0
-        while pending and num_listed < self.max_listings:
-            folder = pending.pop(0)
-            num_listed += 1
-            listing = yield f"What is in {folder}?", ToolCall("list_dir", {"path": folder})
-            names = listing.split("\n")
-            prefix = "" if folder == "." else f"{folder}/"
-            in_package = any(folder.startswith(f"{root}/") for root in roots)
-            if not in_package and "__init__.py" in names:
-                roots.append(folder)
-                in_package = True
-            if in_package or folder in (".", "src"):
-                folders = [name.rstrip("/") for name in names if name.endswith("/") and not name.startswith(".")]
-                pending += [prefix + name for name in folders if name not in NOT_SOURCES]
-            if in_package:
-                paths += [prefix + name for name in names if name.endswith(".py")]
-        return roots or ["."], paths
-
-    def _read(self, paths: Sequence[str]) -> Generator[Step, str, list[Function]]:
-        """Read files from the top, page by page, while calls are left."""
-        functions: list[Function] = []
-        num_left = self.max_views
-        for path in paths:
-            lines: dict[int, str] = {}
-            start, end = 1, 1
-            while start <= end and num_left > 0:
-                num_left -= 1
-                call = ToolCall("view", {"path": path, "start_line": start})
-                shown = yield f"{path} has most in common with the issue.", call
-                header = _VIEW_HEADER.search(shown)
-                if header is None:
-                    break
-                start, end = int(header[1]) + 1, int(header[2])
-                lines |= {int(number): line for number, line in _VIEW_LINE.findall(shown)}
-            functions += read_functions(path, lines)
-        return functions
 
 
 def weigh_clues(text: str, ignored: Iterable[str] = ()) -> Weights:
@@ -230,17 +160,6 @@ def _is_form(term: str, word: str) -> bool:
     return term == word or (len(word) > 3 and term.startswith(word) and len(term) - len(word) < 4)
 
 
-def score_matches(observation: str) -> Weights:
-    """What a search says for each file, in units of the term's weight: the fewer files it finds, the more.
-
-    Nothing where the matches were too many to be shown: those shown are only the first of the alphabet.
-    """
-    if "\n[only" in observation:
-        return {}
-    paths = set(_MATCH.findall(observation))
-    return {path: math.log(1 + 60 / len(paths)) / 4 for path in paths}
-
-
 @dataclass(frozen=True, slots=True)
 class Function:
     """An outermost function or a method: file, name in the form of the answer, and its lines."""
@@ -275,26 +194,45 @@ def read_functions(path: str, lines: Mapping[int, str]) -> list[Function]:
     return functions
 
 
-def best_functions(functions: Sequence[Function], clues: Weights, num: int) -> list[str]:
-    """Up to `num` functions by BM25 over the clues, nearly blind to how often a word occurs."""
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A function as far as ranking needs it: `path:name`, how many words it has, and how often those wanted occur."""
+
+    name: str
+    num_words: int
+    counts: Mapping[str, int]
+
+
+def count_words(function: Function) -> Counted:
+    counts = Counter(_words_of(function))
+    return Counted(f"{function.path}:{function.name}", counts.total(), counts)
+
+
+def weigh_words(clues: Weights) -> Weights:
+    """The words to look for in functions: the clues in lower case and, for less, their pieces."""
     wanted: Weights = defaultdict(float)
     for term, weight in clues.items():
         wanted[term.lower()] += weight
         for piece in set(pieces(term)) - {term.lower()} - STOP_WORDS:
             if len(piece) > 2:
                 wanted[piece] += weight * PIECE_WEIGHT
-    texts = [Counter(_words_of(function)) for function in functions]
-    spread = Counter(word for text in texts for word in text)
-    mean_length = sum(text.total() for text in texts) / max(1, len(texts))
+    return dict(wanted)
+
+
+def best_functions(functions: Sequence[Counted], clues: Weights, num: int) -> list[str]:
+    """Up to `num` functions by BM25 over the clues, nearly blind to how often a word occurs."""
+    wanted = weigh_words(clues)
+    spread = Counter(word for function in functions for word in function.counts)
+    mean_words = sum(function.num_words for function in functions) / max(1, len(functions))
     scores: Weights = {}
-    for function, text in zip(functions, texts, strict=True):
-        damping = 0.25 * (0.4 + 0.6 * text.total() / mean_length)
-        scores[f"{function.path}:{function.name}"] = sum(
+    for function in functions:
+        damping = 0.25 * (0.4 + 0.6 * function.num_words / mean_words)
+        scores[function.name] = sum(
             wanted[word]
-            * math.log(1 + (len(texts) - spread[word] + 0.5) / (spread[word] + 0.5))
-            * text[word]
-            / (text[word] + damping)
-            for word in sorted(wanted.keys() & text.keys())
+            * math.log(1 + (len(functions) - spread[word] + 0.5) / (spread[word] + 0.5))
+            * function.counts[word]
+            / (function.counts[word] + damping)
+            for word in sorted(wanted.keys() & function.counts.keys())
         )
     ranked = sorted(scores, key=lambda name: (-scores[name], name))
     return [name for name in ranked[:num] if scores[name] > MIN_SHARE * scores[ranked[0]]]
