@@ -168,6 +168,14 @@ def test_a_hunk_goes_where_git_puts_it(tmp_path: Path) -> None:
     assert num_compared > 80
 
 
+def test_of_two_places_as_far_away_git_takes_the_one_below(tmp_path: Path) -> None:
+    patch = "--- a/a.py\n+++ b/a.py\n@@ -4,3 +4,3 @@\n a\n-b\n+x\n c\n"
+    old = "z\na\nb\nc\nz\na\nb\nc\nz\n"  # from line 2 and from line 6
+    (tmp_path / "a.py").write_text(old)
+    subprocess.run(["git", "apply"], cwd=tmp_path, input=patch.encode(), check=True)
+    assert apply_change(only(patch), old).text == (tmp_path / "a.py").read_text() == old[:12] + "x" + old[13:]
+
+
 def test_a_hunk_at_an_end_of_its_file_may_stand_elsewhere_in_another_one() -> None:
     first, last = make_patch("a\nb\nc\n", "x\nb\nc\n"), make_patch("a\nb\nc\n", "a\nb\nx\n")
     assert apply_change(only(first), "new\na\nb\nc\n").text == "new\nx\nb\nc\n"
@@ -177,8 +185,9 @@ def test_a_hunk_at_an_end_of_its_file_may_stand_elsewhere_in_another_one() -> No
 def test_hunks_apply_in_their_order_and_never_twice_at_one_place() -> None:
     patch = "--- a/a.py\n+++ b/a.py\n@@ -1 +1 @@\n-x\n+y\n@@ -3 +3 @@\n-x\n+y\n"
     assert apply_change(only(patch), "x\nz\nx\n").text == "y\nz\ny\n"
-    with pytest.raises(PatchError, match="hunk 2"):
-        apply_change(only(patch), "x\nz\n")
+    for rest in (1, 5):
+        with pytest.raises(PatchError, match="hunk 2"):
+            apply_change(only(patch), "x\n" + "z\n" * rest)
 
 
 @pytest.mark.parametrize("old", ["", "other\n", OLD.replace("line 11\n", "eleven\n"), OLD[:60]])

@@ -130,8 +130,7 @@ def apply_change(change: FileChange, old: str) -> Applied:
 def _find(lines: Sequence[str], hunk: Hunk, expected: int, first: int) -> int | None:
     """Where the old lines of a hunk stand in `lines`, at or after `first`; nearest to `expected`, below before above.
 
-    As for git, a hunk of the first line belongs to the beginning of the file, and one without context after it to the
-    end, unless it fits nowhere there.
+    As for git, a hunk without context after it belongs to the end of the file, unless it does not fit there.
     """
     wanted = [text.rstrip("\r") for text in hunk.old]
     last = len(lines) - len(wanted)
@@ -141,13 +140,8 @@ def _find(lines: Sequence[str], hunk: Hunk, expected: int, first: int) -> int | 
             lines[start + index].rstrip("\r") == text for index, text in enumerate(wanted)
         )
 
-    has_context = any(kind == " " for kind, _ in hunk.lines)
-    at_beginning = has_context and hunk.old_start == 1
-    at_end = has_context and hunk.lines[-1][0] != " "
-    if at_beginning or at_end:
-        start = 0 if at_beginning else last
-        if fits(start) and (start == last or not at_end):
-            return start
+    if any(kind == " " for kind, _ in hunk.lines) and hunk.lines[-1][0] != " " and fits(last):
+        return last
     for distance in range(max(abs(expected - first), abs(expected - last)) + 1):
         for start in (expected + distance, expected - distance):
             if fits(start):
