@@ -512,7 +512,7 @@ def test_an_unknown_model_is_one_sentence(tmp_path: Path, capsys: pytest.Capture
     with ChatServer(VagueModel(), models=["big"]) as server:
         assert vaguenize(server, given, tmp_path / "out.jsonl") == 2
     error = capsys.readouterr().err
-    assert "'m'" in error and "big" in error and error.count("\n") == 1
+    assert "`m`" in error and "big" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("content", ["precious\n", "precious", '{"a": 1}\n', '{"vaguenizer": 1}\n'])
