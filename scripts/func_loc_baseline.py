@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
-from ppp.baselines import build_policy
+from ppp.baselines.func_loc_read import ReadAgent
+from ppp.baselines.func_loc_shell import ShellAgent
 from ppp.codec import Codec
 from ppp.engines.scripted import ScriptedEngine
 from ppp.environments import environment_class
@@ -42,7 +43,7 @@ LIMITS = Limits(
     max_prompt_tokens=200_000,
     max_completion_tokens=10_000_000,
 )
-POLICY_OF = {"shell": "func_loc", "read": "func_loc_read"}
+AGENTS = {"shell": ShellAgent, "read": ReadAgent}
 NUM_RESAMPLES = 10_000
 
 
@@ -60,9 +61,7 @@ def issue_of(task: Task) -> str:
 def play(tasks: Sequence[Task], ask: bool, max_concurrency: int, environment: dict[str, Any]) -> list[Trajectory]:
     codec = Codec.from_tokenizer(byte_tokenizer())
     environment_options = {"func_loc": environment}
-    policy = build_policy(POLICY_OF[environment["toolset"]], ["func_loc"], environment_options)
-    policy.ask = ask
-    engine = ScriptedEngine(codec, policy)
+    engine = ScriptedEngine(codec, AGENTS[environment["toolset"]](ask=ask))
     pool = RolloutPool(engine, codec, LIMITS, environment_options=environment_options, max_concurrency=max_concurrency)
     try:
         return pool.run([RolloutJob(task, row, 0) for row, task in zip(count(), tasks)], step=0, progress="sessions")
