@@ -28,6 +28,7 @@ __all__ = [
 
 SANDBOXES: dict[str, tuple[str, str]] = {  # kind -> its class, and the function that checks whether it can be had
     "bubblewrap": ("ppp.environments.sandbox_bubblewrap:BubblewrapSandbox", "check_bubblewrap"),
+    "container": ("ppp.environments.sandbox_container:ContainerSandbox", "check_container"),
 }
 
 
