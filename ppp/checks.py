@@ -19,11 +19,20 @@ def refuse(name: str, value: Any, allowed: str) -> RecipeError:
 
 def refuse_unknown(name: str, value: Any, known: Iterable[str]) -> RecipeError:
     """Like `refuse`, for a name that is not among `known`, with the nearest known name."""
+    return RecipeError(f"{name}: {value!r} is unknown; {_allowed(value, known)}")
+
+
+def refuse_option(name: str, option: str, known: Iterable[str]) -> RecipeError:
+    """Like `refuse_unknown`, for an entry of the mapping `name` that does not exist."""
+    return RecipeError(f"{name}.{option}: unknown; {_allowed(option, known)}")
+
+
+def _allowed(value: Any, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(str(value), known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     allowed = ", ".join(known) if len(known) <= 30 else f"{len(known)} names, listed by ppp train --help"
-    return RecipeError(f"{name}: {value!r} is unknown; allowed: {allowed}{hint}")
+    return f"allowed: {allowed}{hint}"
 
 
 def check_at_least(name: str, value: int, minimum: int) -> None:

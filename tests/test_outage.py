@@ -186,7 +186,7 @@ BAD_USERS: dict[str, tuple[Callable[[ChatServer], dict[str, Any]], tuple[str, ..
     "no key": (lambda server: {"api_key_env": "NO_SUCH_KEY"}, ("{url}", "NO_SUCH_KEY")),
     "unknown model": (lambda server: changes_of(server, models=["big", "small"]), ("{url}", "404", "big, small")),
     "no chat template": (lambda server: changes_of(server, has_chat_template=False), ("{url}", "chat template")),
-    "unknown option": (lambda server: {"modle": "x"}, ("user.modle", "allowed: api_key_env")),
+    "unknown option": (lambda server: {"modle": "x"}, ("user.modle: unknown", "did you mean 'model'")),
     "no budget without a price": (lambda server: {"max_cost": 1.0, "input_price": None}, ("user.max_cost",)),
     "nothing to replay": (lambda server: {"cache": "replay", "cache_path": "none.sqlite"}, ("user.cache_path",)),
 }

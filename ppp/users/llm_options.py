@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from ppp.chat import ChatEndpoint, ChatGateway
 from ppp.chat_cache import CACHE_MODES, CacheMode, ChatCache
 from ppp.chat_ledger import ChatLedger
-from ppp.checks import refuse, refuse_unknown
+from ppp.checks import refuse, refuse_option, refuse_unknown
 from ppp.types import RecipeError
 from ppp.users.base import UserService
 from ppp.users.people import HARDNESS
@@ -76,7 +76,7 @@ class LLMUserOptions:
         """
         for name in options:
             if name not in OWN_OPTIONS and name not in ENDPOINT_FIELDS and name != "api_key":
-                raise refuse_unknown(f"user.{name}", options[name], (*OWN_OPTIONS, *ENDPOINT_FIELDS))
+                raise refuse_option("user", name, (*OWN_OPTIONS, *ENDPOINT_FIELDS))
         own = {name: options.get(name, default) for name, default in OWN_OPTIONS.items()}
         endpoint = {name: value for name, value in options.items() if name not in OWN_OPTIONS}
         _check_own(own)
