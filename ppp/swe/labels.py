@@ -14,6 +14,7 @@ import tokenize
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from ppp.swe.patches import Applied, FileChange, PatchError, apply_change, parse_patch
 
@@ -127,6 +128,7 @@ def _touched(change: FileChange, applied: Applied, before: Outline, after: Outli
             yield "edited", f"{change.path}:{name}"
 
 
+@lru_cache(maxsize=64)  # what one commit makes of a file is what the next one finds
 def outline(text: str) -> Outline:
     """What the lines of a Python file belong to.
 
