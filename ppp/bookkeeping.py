@@ -1,6 +1,6 @@
 """What a run's users took and what failed in it: numbers per rollout, `user_ledger.json`, and a report at the end.
 
-The ledgers themselves are kept by the users' services, see `chat_ledger.py`; here those of all processes are added up,
+The ledgers themselves are kept by the users' services, see `chat/ledger.py`; here those of all processes are added up,
 written to disk so that a resumed run goes on counting, and joined with the sessions that were left out. `phase.py` and
 `evaluate.py` are who calls this.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from ppp.chat_ledger import Account, ChatLedger
+from ppp.chat.ledger import Account, ChatLedger
 from ppp.checks import refuse
 from ppp.types import Trajectory
 from ppp.users.crowd import Crowd, Crowds

@@ -18,9 +18,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "ppp.evaluate",
         "play held-out sessions with a model or a rule-made agent and report the three scores",
     ),
-    "vaguenize": ("ppp.vaguenize_cli", "rewrite precise prompts, issues or search questions into vague ones, checked"),
+    "vaguenize": ("ppp.vaguenizer.cli", "rewrite precise prompts, issues or search questions into vague ones, checked"),
     "data": ("ppp.swe.data_cli", "tasks of software issues: ppp data swe reads SWE-Gym, SWE-bench and their like"),
-    "users": ("ppp.users_cli", "ppp users check: how far the verdicts and efforts of user models can be trusted"),
+    "users": ("ppp.agreement.cli", "ppp users check: how far the verdicts and efforts of user models can be trusted"),
     "report": ("ppp.report", "plots and tables of a run"),
 }
 

@@ -1,7 +1,7 @@
 """The twenty users of UserVille in one table: what the agent is told, a judge is asked, the rule, penalty and split.
 
-How a rule judges a question stands in `question_rules.py`; the judges of the rest, a scripted or a model user, stand in
-`users/`. What following a preference is worth stands in `rewards.py`. A new preference is one entry here.
+How a rule judges a question stands in `questions/`; the judges of the rest, a scripted or a model user, in `users/`.
+What following a preference is worth stands in `rewards.py`. A new preference is one entry here.
 Source: PPP section 2.2.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from ppp import question_rules as rules
+from ppp.questions import rules
 from ppp.types import Preference, RecipeError, Trajectory
 
 NUM_ANSWER_MORE = 3  # questions that the user of `answer_more` wants at least

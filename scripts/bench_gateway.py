@@ -25,7 +25,7 @@ from pathlib import Path
 
 import psutil
 
-from ppp.chat import ChatEndpoint, ChatGateway
+from ppp.chat.gateway import ChatEndpoint, ChatGateway
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTION = "Which of the two modules did you mean when you wrote that the header is wrong? " * 10

@@ -32,7 +32,7 @@ from trl import SFTConfig, SFTTrainer
 
 from ppp.baselines.town_phrases import FORMS, IRRELEVANT, SOLUTION, form_for, render_question
 from ppp.baselines.town_tokenizer import town_tokenizer, vocabulary
-from ppp.chat import ChatEndpoint, ChatGateway, ChatReply
+from ppp.chat.gateway import ChatEndpoint, ChatGateway, ChatReply
 from ppp.data import expand
 from ppp.environments.town import DETAILS, SYMPTOMS, TownEnvironment, render_issue, town_task_rows
 from ppp.preferences import PREFERENCES

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from ppp import cli
-from ppp.agreement import (
+from ppp.agreement.asking import choose_questions, first_of_each, graded
+from ppp.agreement.measures import (
     Share,
     attacks,
     cohen_kappa,
@@ -28,7 +29,6 @@ from ppp.labelled import labelled_questions
 from ppp.preferences import PREFERENCES
 from ppp.types import Effort
 from ppp.users.evidence import TASK, UNKNOWN
-from ppp.users_check import choose_questions, first_of_each, graded
 from tests.chat_server import ChatServer, Request
 
 LABELS = {

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ppp.bookkeeping import LEDGER_FILE, Bookkeeper
-from ppp.chat_ledger import ChatLedger, Prices, Usage
+from ppp.chat.ledger import ChatLedger, Prices, Usage
 from ppp.types import RecipeError, RunStoppedError, StopReason, Task, Trajectory
 from ppp.users import USERS
 from ppp.users.base import UserService

@@ -17,11 +17,11 @@ import pytest
 from chat_server import FAULTS, ChatServer
 from tenacity import wait_none
 
-from ppp import chat
-from ppp.chat import ChatEndpoint, ChatGateway, RequestRefusedError
-from ppp.chat_cache import ChatCache
-from ppp.chat_failures import redact, retry_after
-from ppp.chat_limits import MIN_FAILURES, OutageWatch, TokenRate, request_rate
+from ppp.chat import gateway as chat
+from ppp.chat.cache import ChatCache
+from ppp.chat.failures import redact, retry_after
+from ppp.chat.gateway import ChatEndpoint, ChatGateway, RequestRefusedError
+from ppp.chat.limits import MIN_FAILURES, OutageWatch, TokenRate, request_rate
 from ppp.types import InfrastructureError, RecipeError, RunStoppedError
 
 KEY = "sk-proj-Zq83LmPw0vTxN5rYb7Hd2CfGk"

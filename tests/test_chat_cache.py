@@ -13,9 +13,9 @@ import pytest
 from chat_server import ChatServer
 from tenacity import wait_none
 
-from ppp import chat
-from ppp.chat import ChatEndpoint, ChatGateway
-from ppp.chat_cache import VERSION, ChatCache, Recorded, request_key
+from ppp.chat import gateway as chat
+from ppp.chat.cache import VERSION, ChatCache, Recorded, request_key
+from ppp.chat.gateway import ChatEndpoint, ChatGateway
 from ppp.types import InfrastructureError, RecipeError, RunStoppedError
 
 HELLO = [{"role": "user", "content": "Which file?"}]

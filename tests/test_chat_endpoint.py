@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ppp.chat_endpoint import RULES, ChatEndpoint
+from ppp.chat.endpoint import RULES, ChatEndpoint
 from ppp.types import RecipeError
 
 FIELDS = {field.name: field for field in dataclasses.fields(ChatEndpoint)}

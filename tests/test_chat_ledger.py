@@ -11,9 +11,9 @@ import pytest
 from chat_server import ChatServer
 from tenacity import wait_none
 
-from ppp import chat
-from ppp.chat import ChatEndpoint, ChatGateway
-from ppp.chat_ledger import ChatLedger, Prices, Usage
+from ppp.chat import gateway as chat
+from ppp.chat.gateway import ChatEndpoint, ChatGateway
+from ppp.chat.ledger import ChatLedger, Prices, Usage
 from ppp.types import RecipeError, RunStoppedError
 
 HELLO = [{"role": "user", "content": "one two three four"}]

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from chat_server import ChatServer
 
-from ppp.chat import ChatEndpoint, ChatGateway
-from ppp.chat_cache import ChatCache
-from ppp.chat_structured import NotJSONError, parse_object, structured_chat
+from ppp.chat.cache import ChatCache
+from ppp.chat.gateway import ChatEndpoint, ChatGateway
+from ppp.chat.structured import NotJSONError, parse_object, structured_chat
 from ppp.types import InfrastructureError
 
 SCHEMA = {

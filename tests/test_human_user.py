@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import pytest
 from chat_server import ChatServer
 
-from ppp.chat import ChatEndpoint
+from ppp.chat.gateway import ChatEndpoint
 from ppp.codec import Codec
 from ppp.engines.scripted import ScriptedEngine
 from ppp.environments.town import TownEnvironment, town_task_rows

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ppp.agreement import Attack, attacks, scenes
+from ppp.agreement.measures import Attack, attacks, scenes
 from ppp.preferences import PREFERENCES
 from ppp.types import Answer, Effort, InfrastructureError, Turn
 from ppp.users.llm import LLMUser

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ppp import question_rules as rules
 from ppp.preferences import PREFERENCES
-from ppp.sentences import prose, sentences
+from ppp.questions import rules
+from ppp.questions.sentences import prose, sentences
 
 ENGLISH = "Which module is affected?"
 FIVE = (

@@ -24,9 +24,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppp.chat import ChatEndpoint, ChatGateway
-from ppp.chat_ledger import ChatLedger
-from ppp.chat_structured import structured_chat
+from ppp.chat.gateway import ChatEndpoint, ChatGateway
+from ppp.chat.ledger import ChatLedger
+from ppp.chat.structured import structured_chat
 from ppp.data import expand
 from ppp.environments.town import town_task_rows
 from ppp.tiny_model import byte_tokenizer, save_tiny_model, tiny_model

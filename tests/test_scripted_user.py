@@ -213,5 +213,5 @@ def test_hostile_question_gets_an_answer(preference: str, text: str) -> None:
 
 
 def test_option_is_refused() -> None:
-    with pytest.raises(RecipeError, match="user.mood: unknown"):
+    with pytest.raises(RecipeError, match=r"user\.mood: unknown"):
         ScriptedUser.check_options({"mood": "good"})

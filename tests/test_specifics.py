@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ppp.specifics import KINDS, count_specifics, distinct_specifics, find_specifics
+from ppp.vaguenizer.specifics import KINDS, count_specifics, distinct_specifics, find_specifics
 
 TRACEBACK = """It stops:
 

@@ -10,10 +10,10 @@ import pytest
 from test_func_loc import git
 
 from ppp.data import expand, load_task_rows
-from ppp.gold_names import find_gold, gold_names
 from ppp.preferences import SEEN
 from ppp.swe.rows import EVALUATION, check_issue, find_repository, func_loc_task_rows, make_task_row
 from ppp.types import RecipeError
+from ppp.vaguenizer.gold_names import find_gold, gold_names
 
 PATCH = "--- a/core.py\n+++ b/core.py\n@@ -2 +2 @@\n-    return 1\n+    return SecretFixMarker()\n"
 

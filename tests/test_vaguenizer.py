@@ -16,12 +16,12 @@ import pytest
 
 from ppp.data import load_task_rows
 from ppp.environments.town import town_task_rows
-from ppp.gold_names import find_gold, gold_names
 from ppp.prompts import load_prompt
 from ppp.swe.rows import func_loc_task_rows
-from ppp.vague_checks import CHECKS, JUDGED, LEVELS, Original, find_problems, max_chars, max_specifics
-from ppp.vague_rows import failures_path
-from ppp.vaguenize_cli import main
+from ppp.vaguenizer.checks import CHECKS, JUDGED, LEVELS, Original, find_problems, max_chars, max_specifics
+from ppp.vaguenizer.cli import main
+from ppp.vaguenizer.gold_names import find_gold, gold_names
+from ppp.vaguenizer.rows import failures_path
 from tests.chat_server import ChatServer
 from tests.vague_model import MISTAKES, VagueModel
 

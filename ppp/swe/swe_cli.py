@@ -40,7 +40,7 @@ from ppp.swe.prepare import (
 )
 from ppp.swe.sources import HUB_SOURCES, Collected, Problem, collect_issues, describe_source, read_source
 from ppp.types import RecipeError
-from ppp.vague_rows import as_line
+from ppp.vaguenizer.rows import as_line
 
 SPLITS = ("train", "test")
 MANIFEST = "manifest.json"

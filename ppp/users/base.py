@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from ppp.chat_ledger import ChatLedger
+from ppp.chat.ledger import ChatLedger
 from ppp.types import Answer, Source, Task, Turn
 
 

@@ -13,9 +13,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from ppp.chat import ChatEndpoint, ChatGateway
-from ppp.chat_ledger import ChatLedger, world_size
-from ppp.chat_structured import structured_chat
+from ppp.chat.gateway import ChatEndpoint, ChatGateway
+from ppp.chat.ledger import ChatLedger, world_size
+from ppp.chat.structured import structured_chat
 from ppp.checks import refuse
 from ppp.preferences import PREFERENCES
 from ppp.prompts import load_prompt

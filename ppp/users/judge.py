@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ppp.chat import ChatGateway
-from ppp.chat_structured import structured_chat
+from ppp.chat.gateway import ChatGateway
+from ppp.chat.structured import structured_chat
 from ppp.preferences import PREFERENCES
 from ppp.prompts import load_prompt
 from ppp.types import Turn

@@ -17,7 +17,7 @@ from functools import cached_property
 from string import Template
 from typing import Any
 
-from ppp.chat_structured import structured_chat
+from ppp.chat.structured import structured_chat
 from ppp.preferences import PREFERENCES
 from ppp.prompts import load_prompt
 from ppp.rewards import LEVELS, RESEARCH_ENVIRONMENT, RESEARCH_LEVELS

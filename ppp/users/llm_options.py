@@ -1,7 +1,7 @@
 """What a recipe says of users played by a language model, and the gateways, cache and ledger that they share.
 
 Everything that can be wrong with the options is found here, before a model is loaded. The user itself is in `llm.py`,
-what an endpoint can be told in `chat_endpoint.py`.
+what an endpoint can be told in `chat/endpoint.py`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, TypeVar
 
-from ppp.chat import ChatEndpoint, ChatGateway
-from ppp.chat_cache import CACHE_MODES, CacheMode, ChatCache
-from ppp.chat_ledger import ChatLedger
+from ppp.chat.cache import CACHE_MODES, CacheMode, ChatCache
+from ppp.chat.gateway import ChatEndpoint, ChatGateway
+from ppp.chat.ledger import ChatLedger
 from ppp.checks import refuse, refuse_option, refuse_unknown
 from ppp.types import RecipeError
 from ppp.users.base import UserService

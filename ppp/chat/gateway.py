@@ -1,0 +1,339 @@
+"""The gateway to any OpenAI-compatible chat model: one `chat` call in, one text out, or one of two errors.
+
+Around the `openai` package's client (with its aiohttp transport) it puts what a run needs: retries that honour the
+server's wishes, deadlines, rates, a cache, a ledger with a budget, and an end when an endpoint stays away. It knows
+nothing of users or prompts, and it does not look into an answer: `structured.py` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_before_delay,
+    wait_random_exponential,
+)
+
+from ppp.chat.bodies import encodable, estimate_tokens, read_answer, request_body
+from ppp.chat.cache import ChatCache, Recorded
+from ppp.chat.connection import Connection, remedy
+from ppp.chat.endpoint import ChatEndpoint
+from ppp.chat.failures import REPLACED_PARAMETERS, RequestFailure
+from ppp.chat.ledger import ChatLedger, Prices, Usage
+from ppp.chat.limits import OutageWatch
+from ppp.types import InfrastructureError, RecipeError, RunStoppedError
+
+__all__ = ["ChatEndpoint", "ChatGateway", "ChatReply", "RequestRefusedError"]
+
+logger = logging.getLogger(__name__)
+
+Messages = Sequence[Mapping[str, Any]]
+
+CHECK_DEADLINE_S = 30.0
+CHECK_RETRIES = 2
+CHECK_MESSAGES = ({"role": "user", "content": "Say OK."},)
+CHECK_MAX_TOKENS = 16
+BACKOFF = wait_random_exponential(multiplier=0.5, max=15)
+
+
+class RequestRefusedError(InfrastructureError):
+    """The endpoint does not take this request (400, 413, 422): it works, and the same request never will."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatReply:
+    """An answer. `cached`: from our cache, or shared with an identical request that was under way."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached: bool
+    finish_reason: str | None
+
+
+class ChatGateway:
+    """One endpoint as the sessions of a run see it.
+
+    Works in any event loop, with its own connections in each; `close` lets go of those of the running loop.
+
+    Args:
+        endpoint: what to ask, and how.
+        cache: where answers are kept; None asks every time.
+        ledger: where calls are counted; shared by the gateways of a run. None makes one.
+
+    Raises:
+        RecipeError: the ledger has a `max_cost`, but the endpoint no prices.
+    """
+
+    def __init__(
+        self, endpoint: ChatEndpoint, *, cache: ChatCache | None = None, ledger: ChatLedger | None = None
+    ) -> None:
+        self.endpoint, self.cache = endpoint, cache
+        self.ledger = ChatLedger() if ledger is None else ledger
+        self.ledger.open_account(
+            endpoint.label, Prices(endpoint.input_price, endpoint.output_price, endpoint.cached_input_price)
+        )
+        self._connections: dict[asyncio.AbstractEventLoop, Connection] = {}
+        self._outage = OutageWatch(endpoint.max_outage_s)
+        self._stopped: str | None = None
+        self._replaced: set[str] = set()
+        self._refused_formats: set[str] = set()
+        # Used again and again: each is a cycle of objects, and there are hundreds of calls a second.
+        self._idle_retrying: list[AsyncRetrying] = []
+
+    async def chat(
+        self,
+        messages: Messages,
+        *,
+        response_format: Mapping[str, Any] | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+    ) -> ChatReply:
+        """Ask once, whatever it takes.
+
+        Args:
+            messages: as the protocol has them.
+            response_format: as the protocol has it; None for free text.
+            max_tokens, temperature: None takes the endpoint's.
+            seed: passed on; also tells otherwise identical requests apart in the cache.
+
+        Raises:
+            InfrastructureError: no answer within the deadline and the retries; `RequestRefusedError` if the endpoint
+                does not take this request.
+            RunStoppedError: the budget is used up, the endpoint stays away or refuses for good, or a replay has no
+                recorded answer.
+        """
+        request = self._request(messages, response_format, max_tokens, temperature, seed)
+        cached = False
+        try:
+            if self.cache is None:
+                answer = await self._ask(request)
+            else:
+                answer, cached = await self.cache.answer(request, partial(self._ask, request))
+        except InfrastructureError:
+            self.ledger.record(self.endpoint.label, given_up=True)
+            raise
+        self.ledger.record(self.endpoint.label, cached=cached)
+        return ChatReply(answer.text, answer.prompt_tokens, answer.completion_tokens, cached, answer.finish_reason)
+
+    async def check(self) -> None:
+        """Send one tiny request, unless answers are replayed, and let the connections go again.
+
+        Raises:
+            RecipeError: one sentence that names model, address and cause.
+        """
+        if self.cache is not None and self.cache.replays:
+            return
+        request = self._request(CHECK_MESSAGES, None, CHECK_MAX_TOKENS, None, None)
+        connection = self._connect()
+        problem = hint = ""
+        try:
+            async with asyncio.timeout(CHECK_DEADLINE_S):
+                await _retrying(self.endpoint, CHECK_RETRIES)(self._request_once, connection, request)
+        except RequestFailure as failure:
+            if failure.kind not in ("empty answer", "length"):  # a model that thinks needs more than a tiny request
+                problem = failure.text
+                hint = remedy(self.endpoint, failure)
+                if failure.status == 404 and (names := await connection.models()):
+                    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+                    hint = f"; the models that it offers are {shown}"
+        except TimeoutError:
+            problem = f"no answer within {CHECK_DEADLINE_S:g} s"
+        finally:
+            await self.close()
+        if problem:
+            raise RecipeError(f"{self.endpoint.name} cannot be used: {problem.rstrip('.')}{hint}.")
+
+    async def close(self) -> None:
+        """Close the connections of the running event loop; they are opened again when needed."""
+        connection = self._connections.pop(asyncio.get_running_loop(), None)
+        if connection is not None:
+            await connection.close()
+
+    def refuses_format(self, response_format: Mapping[str, Any]) -> bool:
+        """Whether the endpoint is known not to take this `response_format`."""
+        text = json.dumps(response_format, sort_keys=True)
+        if text not in self._refused_formats and self.cache is not None and self.cache.knows(self._refusal(text)):
+            self._refused_formats.add(text)
+        return text in self._refused_formats
+
+    def remember_refusal(self, response_format: Mapping[str, Any]) -> None:
+        """Never ask for this `response_format` again; kept in the cache, so that a replay asks as the run did."""
+        text = json.dumps(response_format, sort_keys=True)
+        if text not in self._refused_formats:
+            self._refused_formats.add(text)
+            logger.warning("%s does not take response_format %s", self.endpoint.name, response_format.get("type"))
+            if self.cache is not None:
+                self.cache.remember(self._refusal(text))
+
+    def _refusal(self, text: str) -> dict[str, str]:
+        return {"model": self.endpoint.model, "refused_format": text}
+
+    def _request(
+        self,
+        messages: Messages,
+        response_format: Mapping[str, Any] | None,
+        max_tokens: int | None,
+        temperature: float | None,
+        seed: int | None,
+    ) -> dict[str, Any]:
+        """The request as it is meant, which is what the cache goes by: without address, key, and absent fields."""
+        request: dict[str, Any] = {
+            "model": self.endpoint.model,
+            "messages": [encodable(message) for message in messages],
+            "response_format": response_format,
+            "max_tokens": self.endpoint.max_tokens if max_tokens is None else max_tokens,
+            "temperature": self.endpoint.temperature if temperature is None else temperature,
+            "seed": seed,
+            "extra_body": dict(self.endpoint.extra_body) or None,
+        }
+        return {name: value for name, value in request.items() if value is not None}
+
+    def _connect(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        if loop not in self._connections:
+            self._connections = {old: kept for old, kept in self._connections.items() if not old.is_closed()}
+            self._connections[loop] = Connection(self.endpoint)
+        return self._connections[loop]
+
+    async def _ask(self, request: Mapping[str, Any]) -> Recorded:
+        """Attempts until one succeeds, the deadline passes, or the run has to stop."""
+        self._raise_if_stopped()
+        connection = self._connect()
+        error: Exception
+        last_failure: list[RequestFailure] = []
+        attempt = partial(self._attempt, connection, request, last_failure)
+        try:
+            async with asyncio.timeout(self.endpoint.deadline_s) as deadline:
+                connection.deadlines.add(deadline)
+                retrying = self._idle_retrying.pop() if self._idle_retrying else _retrying(self.endpoint)
+                try:
+                    return await retrying(attempt)
+                finally:
+                    self._idle_retrying.append(retrying)
+                    connection.deadlines.discard(deadline)
+        except TimeoutError:
+            last = f"; the last attempt: {last_failure[-1]}" if last_failure else ", not even a turn to ask"
+            late = f"{self.endpoint.name}: no answer within {self.endpoint.deadline_s:g} s{last}"
+            error = InfrastructureError(late, kind=last_failure[-1].kind if last_failure else "deadline")
+        except RequestFailure as failure:
+            refused = failure.status is not None and not failure.retry
+            error_class = RequestRefusedError if refused else InfrastructureError
+            error = error_class(f"{self.endpoint.name}: {failure}", kind=failure.kind)
+        # Raised outside of the handlers: what they caught may quote a part of the key.
+        self._raise_if_stopped()
+        raise error
+
+    async def _attempt(
+        self, connection: Connection, request: Mapping[str, Any], last_failure: list[RequestFailure]
+    ) -> Recorded:
+        """One request, with what its failure means for the run."""
+        self._raise_if_stopped()
+        started = time.monotonic()
+        try:
+            answer = await self._request_once(connection, request)
+        except RunStoppedError as error:  # the budget; what is under way is paid for and may arrive
+            self._stopped = str(error)
+            raise
+        except RequestFailure as failure:
+            last_failure[:] = [failure]
+            if failure.is_final:
+                self._stop(f"{self.endpoint.name} will not answer in this run: {failure}.")
+            elif failure.retry and failure.unsupported is None and self._outage.failed(started, time.monotonic()):
+                self._stop(
+                    f"{self.endpoint.name} has answered nothing for {self.endpoint.max_outage_s:g} s; "
+                    f"the last error: {failure}."
+                )
+            raise
+        self._outage.succeeded()
+        return answer
+
+    async def _request_once(self, connection: Connection, request: Mapping[str, Any]) -> Recorded:
+        """Wait for a turn, send, count. A slot is held only while the endpoint works."""
+        estimate = estimate_tokens(request)
+        if connection.requests is not None:
+            await connection.requests.acquire()
+        if connection.tokens is not None:
+            await connection.tokens.acquire(estimate)
+        label = self.endpoint.label
+        async with connection.slots:
+            self.ledger.begin_request(label)
+            started = time.monotonic()
+            usage: Usage | None = None
+            latency_s, failed = None, "cancelled"
+            try:
+                content = await self._send(connection, request)
+                answer, usage = read_answer(content, request)
+                failed = "length" if answer.finish_reason == "length" else ""
+                latency_s = time.monotonic() - started
+            except RequestFailure as failure:
+                usage, failed = failure.usage, failure.kind
+                raise
+            finally:
+                self.ledger.end_request(label, usage=usage, latency_s=latency_s, failure=failed or None)
+                if connection.tokens is not None and usage is not None:
+                    connection.tokens.correct(usage.prompt_tokens + usage.completion_tokens - estimate)
+        return answer
+
+    async def _send(self, connection: Connection, request: Mapping[str, Any]) -> str:
+        """The body of the answer, after which the endpoint's words for the fields may have been learnt."""
+        body = request_body(request, self._replaced)
+        try:
+            return await connection.post(body)
+        except RequestFailure as failure:
+            name = failure.unsupported
+            if name is not None and name in body:
+                failure.retry, failure.retry_after_s = True, 0.0
+                if name not in self._replaced:
+                    other = REPLACED_PARAMETERS[name]
+                    logger.warning(
+                        "%s does not take %s: %s", self.endpoint.name, name, f"it gets {other}" if other else "left out"
+                    )
+                    self._replaced.add(name)
+            raise
+
+    def _stop(self, message: str) -> None:
+        """End every call under way, and all that are still to come."""
+        if self._stopped is not None:
+            return
+        self._stopped = message
+        connection = self._connect()
+        for deadline in connection.deadlines:
+            if not deadline.expired():
+                deadline.reschedule(connection.loop.time())
+
+    def _raise_if_stopped(self) -> None:
+        if self._stopped is not None:
+            raise RunStoppedError(self._stopped)
+
+
+def _retrying(endpoint: ChatEndpoint, max_retries: int | None = None) -> AsyncRetrying:
+    """Attempts of one call at a time; a wait that would pass the deadline is not begun."""
+    num_retries = endpoint.max_retries if max_retries is None else max_retries
+    return AsyncRetrying(
+        stop=stop_after_attempt(num_retries + 1) | stop_before_delay(endpoint.deadline_s),
+        wait=_wait,
+        retry=retry_if_exception(lambda error: isinstance(error, RequestFailure) and error.retry),
+        sleep=asyncio.sleep,
+        reraise=True,
+    )
+
+
+def _wait(state: RetryCallState) -> float:
+    """Seconds until the next attempt: what the server asked for and a little more, or a random backoff that grows."""
+    failure = state.outcome.exception() if state.outcome is not None else None
+    if isinstance(failure, RequestFailure) and failure.retry_after_s is not None:
+        return failure.retry_after_s + BACKOFF(state) * min(1.0, failure.retry_after_s / 10)
+    return BACKOFF(state)

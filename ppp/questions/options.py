@@ -1,0 +1,89 @@
+"""Labelled options in a question: where they start, whether they are there to choose from.
+
+No verdicts about questions as a whole; `rules.py` gives those and is the file to read next. Everything here
+reads prose as `sentences.py` leaves it, with code, names and quotations masked.
+"""
+
+from __future__ import annotations
+
+import re
+
+MIN_OPTIONS = 2
+
+# Labels count up from the first one of a series; the first label names the series.
+_SERIES = {
+    "A": tuple("ABCDEFGH"),
+    "a": tuple("abcdefgh"),
+    "1": tuple("123456789"),
+    "0": tuple("0123456789"),
+    "i": ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii"),
+    "I": ("I", "II", "III", "IV", "V", "VI", "VII", "VIII"),
+}
+_SIMPLE = r"[A-Ha-h]|\d"
+_ROMAN = r"[iv]{1,4}|[IV]{1,4}"
+_OPTION_WORD = r"(?:option|choice|alternative|variant|opzione|opción|opção|variante)"
+
+STRONG_OPTION = re.compile(rf"(?<![\w(\[])[(\[]?({_ROMAN}|{_SIMPLE})\s?[)\]]")
+_PATTERNS = (
+    STRONG_OPTION,
+    re.compile(rf"(?:^|(?<=\s)|(?<=[(–—-]))({_SIMPLE})\s?[.:=–—-](?=\s)"),
+    re.compile(rf"^[^\w\n]*({_ROMAN})\s?[.:–—-](?=\s)", re.M),
+    re.compile(rf"\b(?i:{_OPTION_WORD})\s+({_ROMAN}|{_SIMPLE})\b[\s:.,=–—-]"),
+    re.compile(r"(?<!\w)#(\d)\s+(?=\w)"),
+    re.compile(r"(?<!\w)(\d)\ufe0f?\u20e3"),
+    re.compile(r"^[ \t]*([A-H]|\d)[ \t]{2,}(?=\w)", re.M),  # a row of a table whose bars `prose` has taken away
+    re.compile(r"(?<!\w)([A-H]|\d)\s+(?=(?:for|if|means|stands|per|se|para|si|pour|für)\b)"),
+)
+# Without brackets a label may be an initial, a grade or the end of "Plan A.": the first one must stand like a label.
+_OPENS = re.compile(
+    rf"(?:^|[\n:;,.?(–—-]|{_OPTION_WORD}|\b(?:reply|answer|choose|type|press|enter|say|write|pick|with|either))"
+    r"\s*[-•]?\s*$",
+    re.I,
+)
+# A question after the options that is about them: "A) ... B) ... Which do you prefer?"
+_CHOOSES = re.compile(
+    r"\bwhich(?:\s*\?|\s+(?:ones?|of|do|does|should|shall|is|are|would|can|option|way|approach|choice|alternative"
+    r"|variant|fits|applies|matches)\b)|\b(?:prefer|pick|choose|select)\b|\bwhat\s+(?:do|would)\s+you\s+(?:want|like)"
+    r"|\b(?:quale|cosa)\s+(?:preferisc\w+|scegl\w+|vuoi|devo|è)|\bcuál\b|\bprefieres\b|\bpréfér\w+|\bwas\s+ist\b",
+    re.I,
+)
+_WHICH = re.compile(rf"\b(?:which|quale?|quali|cuál(?:es)?|quelle?s?|welche[rsmn]?)\b|{_CHOOSES.pattern}", re.I)
+
+
+def find_options(text: str) -> list[tuple[int, int]]:
+    """Start and end of each option's label, if there are two or more that count up from the first one."""
+    for pattern in _PATTERNS:
+        found = _series(pattern, text)
+        if len(found) >= MIN_OPTIONS and all(re.search(r"\w", item) for item in option_texts(text, found)):
+            return found
+    return []
+
+
+def _series(pattern: re.Pattern[str], text: str) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    labels: tuple[str, ...] = ()
+    for match in pattern.finditer(text):
+        label = match.group(1)
+        if not found and label in _SERIES and (pattern is STRONG_OPTION or _OPENS.search(text[: match.start()][-14:])):
+            labels = _SERIES[label]
+        if len(found) < len(labels) and label == labels[len(found)]:
+            found.append(match.span())
+    return found
+
+
+def option_texts(text: str, found: list[tuple[int, int]]) -> list[str]:
+    """What stands behind each label; the last text goes on to the end, because nothing shows where it ends."""
+    stops = [start for start, _ in found[1:]] + [len(text)]
+    return [text[end:stop] for (_, end), stop in zip(found, stops, strict=True)]
+
+
+def chosen_from(text: str, found: list[tuple[int, int]]) -> bool:
+    """Whether the options end in a question mark, or a question that follows them is one of choice."""
+    last_item, _, after = text[found[-1][1] :].lstrip().partition("\n")
+    ending = re.search(r"[.?!](?=\s|$)", last_item)
+    if ending is not None and ending.group() == "?":
+        return True
+    after = (last_item[ending.end() :] if ending else "") + "\n" + after
+    opens = not text[: found[0][0]].strip(" \n([-•")
+    opens = opens and not any("\n" in item.strip() for item in option_texts(text, found)[:-1])  # else: headings
+    return "?" in after and (_CHOOSES if not opens else _WHICH).search(after) is not None
