@@ -140,6 +140,9 @@ def test_a_folder_that_is_no_repository_is_mounted_as_it_is(tmp_path: Path, tree
     ("options", "message"),
     [
         ({"sandbox": "chroot"}, r"func_loc\.sandbox: 'chroot' is not allowed; allowed: .*bubblewrap"),
+        ({"sandbox": "container"}, r"func_loc\.image: None is not allowed; allowed: the image of a container"),
+        ({"image": "python:3.11"}, r"func_loc\.image: 'python:3.11' is not allowed"),
+        ({"image": 5, "trees": "t"}, r"func_loc\.image: 5 is not allowed"),
         ({"trees": 5}, r"func_loc\.trees: 5 is not allowed; allowed: a folder"),
         ({"trees": ""}, r"func_loc\.trees: '' is not allowed"),
         ({"trees": "/proc/nowhere"}, r"func_loc.*trees cannot be kept in '/proc/nowhere'"),
@@ -152,6 +155,8 @@ def test_a_folder_that_is_no_repository_is_mounted_as_it_is(tmp_path: Path, tree
         ({"memory_mb": "1G"}, r"func_loc.*memory_mb: '1G' is not allowed"),
         ({"max_view_lines": 3}, r"func_loc\.max_view_lines: unknown option; allowed .*timeout_s"),
         ({"toolset": "read", "timeout_s": 3}, r"func_loc\.timeout_s: unknown option; allowed .*max_view_lines"),
+        ({"sandbox": ["bubblewrap"]}, r"func_loc\.sandbox: \['bubblewrap'\] is not allowed"),
+        ({"toolset": ["shell"]}, r"func_loc\.toolset: \['shell'\] is unknown"),
         ({"toolset": None}, r"func_loc\.toolset: None is unknown; allowed: shell, read"),
         ({"accept_bullets": "yes"}, r"func_loc\.accept_bullets: 'yes' is not allowed"),
     ],

@@ -76,7 +76,7 @@ class FuncLocEnvironment(Environment):
     @classmethod
     def variant(cls, options: Mapping[str, Any]) -> type[FuncLocEnvironment]:
         toolset = options.get("toolset", next(iter(TOOLSETS)))
-        if toolset not in TOOLSETS:
+        if not isinstance(toolset, str) or toolset not in TOOLSETS:
             raise RecipeError(f"{option_field('toolset')}: {toolset!r} is unknown; allowed: {', '.join(TOOLSETS)}")
         module, _, name = TOOLSETS[toolset].partition(":")
         found: type[FuncLocEnvironment] = vars(import_module(module))[name]

@@ -22,12 +22,12 @@ from ppp.environments.shell_tools import SHELL_TOOLS, ShellTools
 from ppp.swe.trees import TreeStore, default_folder
 from ppp.types import InfrastructureError, Observation, RecipeError, Task, ToolCall
 
-DEFAULT_SANDBOX = "bubblewrap"
 LIMITS = tuple(field.name for field in fields(SandboxLimits))
 STORE_OPTIONS = {"trees": "folder", "max_trees_gb": "max_gb", "history": "history"}  # option -> argument of TreeStore
 
 _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {  # bools are ints to isinstance
-    "sandbox": (lambda value: value in SANDBOXES, ", ".join(SANDBOXES)),
+    "sandbox": (lambda value: isinstance(value, str) and value in SANDBOXES, ", ".join(SANDBOXES)),
+    "image": (lambda value: isinstance(value, str) and value != "", "the name of an image"),
     "trees": (lambda value: isinstance(value, str) and value != "", "a folder for checkouts"),
     "max_trees_gb": (lambda value: type(value) in (int, float) and 0 < value < math.inf, "a number > 0"),
     "history": (lambda value: value is None or (type(value) is int and value >= 0), "an integer >= 0, or null"),
@@ -37,25 +37,29 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {  # bools are ints to 
 class FuncLocShell(FuncLocEnvironment):
     """`func_loc` with the tools of the paper.
 
-    Options: `sandbox` (a key of `SANDBOXES`), `trees` (the folder for checkouts), `max_trees_gb`, `history`
-    (generations of commits that `git log` shows, see `TreeStore`), and the fields of `SandboxLimits`.
+    Options: `sandbox` (a key of `SANDBOXES`), `image` (of containers: one that is on the machine and has bash, git and
+    what else the agent is to use), `trees` (the folder for checkouts), `max_trees_gb`, `history` (generations of
+    commits that `git log` shows, see `TreeStore`), and the fields of `SandboxLimits`.
     """
 
     tools = SHELL_TOOLS
     system_prompt = "func_loc_shell_system.txt"
-    tool_options = ("sandbox", *STORE_OPTIONS, *LIMITS)
+    tool_options = ("sandbox", "image", *STORE_OPTIONS, *LIMITS)
 
     @classmethod
     def check_tool_options(cls, options: Mapping[str, Any]) -> None:
         for name, (fits, allowed) in _ALLOWED.items():
             if name in options and not fits(options[name]):
                 raise RecipeError(f"{option_field(name)}: {options[name]!r} is not allowed; allowed: {allowed}")
+        if ("image" in options) != (_sandbox_kind(options) == "container"):
+            allowed = "the image of a container, with sandbox: container and only there"
+            raise RecipeError(f"{option_field('image')}: {options.get('image')!r} is not allowed; allowed: {allowed}")
         try:
             _limits(options)
             _store(options)
         except RecipeError as error:
             raise RecipeError(f"environment_options.func_loc: {error}") from error
-        check_sandbox(options.get("sandbox", DEFAULT_SANDBOX))
+        check_sandbox(_sandbox_kind(options))
 
     def __init__(self, task: Task, options: Mapping[str, Any] | None = None) -> None:
         super().__init__(task, options)
@@ -65,8 +69,7 @@ class FuncLocShell(FuncLocEnvironment):
     async def setup(self) -> None:
         store, payload = _store(self.options), self.task.payload
         tree = await asyncio.to_thread(self._lease.take, store, payload["source"], payload.get("commit"))
-        make_sandbox: Callable[..., Sandbox] = sandbox_class(self.options.get("sandbox", DEFAULT_SANDBOX))
-        self._sandbox = make_sandbox(tree, _limits(self.options))
+        self._sandbox = _make_sandbox(self.options, tree)
         await self._sandbox.setup()
         self._shell = ShellTools(self._sandbox)
 
@@ -102,6 +105,17 @@ class _Lease:
         with self._lock:
             self._is_over = True
         self._stack.close()
+
+
+def _sandbox_kind(options: Mapping[str, Any]) -> str:
+    return str(options.get("sandbox", "bubblewrap"))
+
+
+def _make_sandbox(options: Mapping[str, Any], tree: Path) -> Sandbox:
+    make: Callable[..., Sandbox] = sandbox_class(_sandbox_kind(options))
+    if "image" in options:
+        return make(options["image"], _limits(options), tree=tree)
+    return make(tree, _limits(options))
 
 
 def _limits(options: Mapping[str, Any]) -> SandboxLimits:
