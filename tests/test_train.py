@@ -181,6 +181,7 @@ def test_the_smoke_recipe_trains_on_issues_of_a_git_repository(tmp_path: Path) -
     recipe = yaml.safe_load((RECIPES / "func_loc_smoke.yaml").read_text())
     options = ["--train_tasks.func_loc.path", str(tmp_path / "issues.jsonl")]
     options += ["--train_tasks.func_loc.repositories", str(tmp_path / "repositories")]
+    options += ["--environment_options.func_loc.trees", str(tmp_path / "trees")]
     status, output = train([sys.executable, "-m", "ppp.cli", "train"], recipe, tmp_path / "run", *options)
     assert status == 0, output
     steps = [line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
