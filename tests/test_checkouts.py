@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from git_history import History, git, random_history
 
-from ppp.swe.checkouts import build_checkout, remove_tree
+from ppp.swe.checkouts import build_checkout, check_nothing_later, remove_tree
 from ppp.types import InfrastructureError
 
 HISTORIES = (None, 1, 2, 4, 50)
@@ -72,6 +72,16 @@ def assert_nothing_but_head(tree: Path, commit: str) -> None:
     assert (git_folder / "HEAD").read_text().strip() == commit
     assert git(tree, "for-each-ref") == git(tree, "reflog", "--all") == git(tree, "remote") == ""
     assert git(tree, "stash", "list") == git(tree, "replace", "--list") == ""
+
+
+def test_tree_with_an_object_that_does_not_belong_to_it_is_refused(tmp_path: Path) -> None:
+    history = random_history(tmp_path / "source", 7)
+    build_checkout(history.path, history.ids[4], tmp_path / "tree")
+    check_nothing_later(tmp_path / "tree", "this tree")
+    (tmp_path / "tree" / ".git" / "objects").chmod(0o755)
+    git(tmp_path / "tree", "hash-object", "-w", "--stdin", stdin=b"def the_answer(): ...\n")
+    with pytest.raises(InfrastructureError, match=r"this tree: .* objects, of which"):
+        check_nothing_later(tmp_path / "tree", "this tree")
 
 
 def test_commands_that_agents_use_work_in_a_tree(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import shutil
@@ -283,13 +284,36 @@ def test_forked_child_does_not_keep_what_its_parent_gave_back(tmp_path: Path, hi
     with TreeStore(tmp_path).tree(history.path, history.ids[5]):
         child = os.fork()
         if child == 0:
+            os.close(writing)
             os.read(reading, 1)
             os._exit(0)
-    assert TreeStore(tmp_path, 1e-9).trim() == 0
-    os.write(writing, b"x")
-    os.waitpid(child, 0)
-    os.close(reading)
-    os.close(writing)
+    try:
+        assert TreeStore(tmp_path, 1e-9).trim() == 0
+    finally:
+        os.close(reading)
+        os.close(writing)
+        os.waitpid(child, 0)
+
+
+def test_tree_that_is_deleted_while_somebody_waits_for_it_is_built_again(tmp_path: Path, history: History) -> None:
+    store, found = TreeStore(tmp_path / "store"), []
+
+    def ask() -> None:
+        with store.tree(history.path, history.ids[5]) as tree:
+            found.append((tree / ".git" / "HEAD").read_text().strip())
+
+    with store.tree(history.path, history.ids[5]) as tree:
+        pass
+    with (tree.parent / "lease").open("r+") as lease:
+        fcntl.flock(lease, fcntl.LOCK_EX)
+        thread = threading.Thread(target=ask)
+        thread.start()
+        inode = f":{os.fstat(lease.fileno()).st_ino} "
+        while not any("->" in line and inode in line for line in Path("/proc/locks").read_text().splitlines()):
+            time.sleep(0.01)
+        tree.parent.rename(tmp_path / "deleted")
+    thread.join()
+    assert found == [history.ids[5]]
 
 
 def test_no_descriptor_and_no_lock_is_left_after_many_sessions(tmp_path: Path, history: History) -> None:

@@ -57,7 +57,7 @@ def build_checkout(source: Path, commit: str, tree: Path, history: int | None = 
         _fetch(source, commit, tree, history, what)
         _write_settings(tree / ".git", object_format)
         run_git(["checkout", "--quiet", "--force", "--detach", commit], tree, what=what)
-        _check_nothing_later(tree, what)
+        check_nothing_later(tree, what)
         seconds = int(run_git(["show", "-s", "--format=%ct", commit], tree, what=what))
         if history == 0:
             remove_tree(tree / ".git")
@@ -94,8 +94,12 @@ def _write_settings(git: Path, object_format: str) -> None:
     (git / "info" / "attributes").write_text(_ATTRIBUTES, encoding="utf-8")
 
 
-def _check_nothing_later(tree: Path, what: str) -> None:
-    """The promise of this module, checked on every tree: each object in it belongs to the commit or its history."""
+def check_nothing_later(tree: Path, what: str) -> None:
+    """The promise of this module, checked on every tree that is built: each object belongs to HEAD or its history.
+
+    Raises:
+        InfrastructureError: starts with `what`, and counts them.
+    """
     listing = ["cat-file", "--batch-all-objects", "--unordered", "--batch-check=%(objectname)"]
     there = run_git(listing, tree, what=what).count(b"\n")
     reachable = run_git(["rev-list", "--objects", "--no-object-names", "HEAD"], tree, what=what).count(b"\n")

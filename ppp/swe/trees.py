@@ -19,6 +19,7 @@ import logging
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,15 @@ def default_folder() -> Path:
 
 class TreeStore:
     """Trees below `folder`; any number of stores in any number of processes may share it.
+
+    History cannot be shared between trees, as it would show a session what was done later, so it is what a tree costs
+    beside its files. Of one tree of pytest / sphinx (504 / 1,466 files, both in 2020), by processor time of one core:
+
+        history   commits in .git   seconds to build   MB on disk
+        0               0 / 0           0.4 / 0.9        5 / 22
+        50            716 / 991         0.7 / 2.2        8 / 30
+        200         4,816 / 10,165      2.1 / 6.0       14 / 63
+        None       12,364 / 16,389      3.3 / 7.0       30 / 73
 
     A power cut may damage a tree that was written seconds before: delete the folder then. The folder has to be on a
     file system with working locks, which a local disk always is.
@@ -93,7 +103,7 @@ class TreeStore:
         try:
             yield entry / "tree"
         finally:
-            os.utime(lease)
+            os.utime(lease, ns=(time.time_ns(),) * 2)  # the kernel's own clock for files ticks every few milliseconds
             fcntl.flock(lease, fcntl.LOCK_UN)  # a forked child may hold the descriptor too
             os.close(lease)
 
