@@ -10,6 +10,7 @@ from importlib import import_module
 # name -> (module with a `main(argv) -> exit status`, what it does)
 COMMANDS: dict[str, tuple[str, str]] = {
     "swe": ("ppp.swe.swe_cli", "issues of SWE-Gym, SWE-bench or a file -> labelled train and test tasks"),
+    "mine": ("ppp.swe.mine_cli", "the history of a local git repository -> labelled train and test tasks"),
 }
 
 
