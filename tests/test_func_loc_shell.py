@@ -19,9 +19,10 @@ from ppp.codec import Codec
 from ppp.engines.scripted import ScriptedEngine
 from ppp.environments import environment_class
 from ppp.environments.func_loc import FuncLocEnvironment
-from ppp.environments.func_loc_shell import FuncLocShell, _Lease
+from ppp.environments.func_loc_shell import FuncLocShell, _Lease, _make_sandbox
 from ppp.environments.sandbox import SandboxLimits
 from ppp.environments.sandbox_bubblewrap import check_bubblewrap
+from ppp.environments.sandbox_container import ContainerSandbox
 from ppp.rollout import Limits, RolloutJob, RolloutPool
 from ppp.swe.trees import TreeStore
 from ppp.types import InfrastructureError, Observation, RecipeError, Task, ToolCall, Turn
@@ -174,6 +175,13 @@ def test_every_limit_of_the_sandbox_is_an_option(trees: str) -> None:
 def test_options_reach_the_sandbox_and_the_trees(task: Task, trees: str) -> None:
     assert run_commands(task, trees, "sleep 9", timeout_s=0.2)[0].text == "[The command was stopped after 0.2 seconds.]"
     assert run_commands(task, trees, "ls -A", history=0) == [Observation("src")]
+
+
+def test_a_container_is_made_of_its_image_around_the_tree(tmp_path: Path) -> None:
+    pytest.importorskip("docker", reason="the extra 'swe' is not installed")
+    made = _make_sandbox({"sandbox": "container", "image": "some/image", "timeout_s": 7}, tmp_path)
+    assert isinstance(made, ContainerSandbox)
+    assert (made.image, made.tree, made.limits.timeout_s) == ("some/image", tmp_path, 7)
 
 
 def test_a_machine_without_bubblewrap_is_told_before_anything_is_loaded(
