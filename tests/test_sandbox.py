@@ -177,6 +177,21 @@ def test_processor_time_is_limited_for_each_process(tree: Path) -> None:
     assert result.output.splitlines()[-1] in ("137", "152") and not result.stopped_by
 
 
+def test_processes_of_a_session_are_limited_for_root_too(tree: Path) -> None:
+    forks = """python - <<'END'
+import os, time
+for number in range(200):
+    try:
+        if os.fork() == 0:
+            time.sleep(60)
+    except BlockingIOError:
+        print(number)
+        break
+END"""
+    results = play(tree, forks, forks, limits=SandboxLimits(max_processes=20))
+    assert [result.output for result in results] == ["18", "18"]  # bash and Python count as well
+
+
 def test_other_commands_run_after_one_that_filled_the_scratch(tree: Path) -> None:
     limits = SandboxLimits(max_files=500)
     fill = "mkdir /tmp/d; cd /tmp/d; python -c 'for n in range(5000): open(str(n), \"w\")'"

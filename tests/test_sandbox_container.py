@@ -64,7 +64,7 @@ def podman(folder: Path) -> Iterator[None]:
     address = f"unix://{folder}/api.sock"
     environment = {**os.environ, "CONTAINERS_CONF": str(folder / "containers.conf")}
     command = ["podman", *storage, "system", "service", "--time", "0", address]
-    service = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    service = subprocess.Popen(command, env=environment, cwd=folder, stderr=subprocess.DEVNULL)  # it leaves files there
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOCKER_HOST", address)
         try:

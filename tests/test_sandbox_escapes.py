@@ -15,12 +15,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from ppp.environments.sandbox import BubblewrapSandbox, CommandResult, SandboxLimits, check_sandbox
+from ppp.environments.sandbox_bubblewrap import UNPRIVILEGED_ID
 
 CANARY = "canary-7f31c9"
 LIMITS = SandboxLimits(
@@ -39,8 +40,8 @@ UNSHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u20
 
 
 def tries(*commands: str) -> str:
-    """One command of several attempts, each of which says ESCAPED if it succeeds."""
-    return "\n".join(f"{{ {command}\n}} && echo ESCAPED" for command in commands)
+    """One command of several attempts, each of which says ESCAPED if it succeeds, also where its output is cut."""
+    return "\n".join(f"{{ {command}\n}} && printf '\\nESCAPED\\n' | tee -a /tmp/escaped" for command in commands)
 
 
 def python(code: str) -> str:
@@ -301,11 +302,12 @@ class World:
         async with BubblewrapSandbox(self.tree, LIMITS) as sandbox:
             tried = sandbox.run(command, timeout_s=timeout_s)
             result, beside = await asyncio.gather(tried, self.neighbour.run("sleep 0.1; cat src.py"))
-            after = await sandbox.run("pwd > /dev/null; ps -e -o args=; ls -d /testbed")
+            after = await sandbox.run("ps -e -o args=; ls -d /testbed")
+            hidden = await sandbox.run("cat /tmp/escaped 2> /dev/null")
         assert beside.exit_code == 0 and "def f" in beside.output
         assert after.exit_code == 0 and after.output.endswith("/testbed")
         assert len(after.output.splitlines()) <= 5 and "4242" not in after.output, after.output
-        return result
+        return replace(result, output=result.output + hidden.output)
 
     def state(self) -> list[tuple[str, int, int, int, bytes]]:
         """All that could be changed in the tree and beside it."""
@@ -350,6 +352,13 @@ def make_tree(tree: Path, outside: Path) -> None:
         path.chmod(0o755)
 
 
+def give_away(*folders: Path) -> None:
+    """Make everything belong to whom sandboxes run as, so that no file's mode does the sandbox's work."""
+    for path in (path for folder in folders for path in (folder, *folder.rglob("*"))):
+        if not os.geteuid():
+            os.chown(path, UNPRIVILEGED_ID, UNPRIVILEGED_ID, follow_symlinks=False)
+
+
 def listen(world: World, tcp: socket.socket, udp: socket.socket, *unix: socket.socket) -> None:
     """Note every contact with one of the servers."""
 
@@ -374,6 +383,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     (outside / "gold.patch").write_text(f"[a]\nb = {CANARY}\n")
     (outside / "config").write_text(f"[evil]\nname = {CANARY}\n")
     make_tree(tree, outside)
+    give_away(tree, outside)
     name = f"ppp-test-{os.getpid()}"
     keeper = subprocess.Popen(["sleep", "12345.5"], env={"SECRET": CANARY})
     tcp, udp = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -430,7 +440,7 @@ def test_there_are_at_least_sixty_attempts() -> None:
 
 def test_markers_are_seen_where_an_attempt_succeeds(world: World) -> None:
     """The checks above can fail: what is allowed says ESCAPED, and secrets and servers can be met from outside."""
-    assert world.attempt(tries("echo x > /tmp/mine")).output == "ESCAPED"
+    assert world.attempt(tries("echo x > /tmp/mine")).output.split() == ["ESCAPED", "ESCAPED"]
     assert CANARY in (world.outside / "gold.patch").read_text()
     assert CANARY in Path(f"/proc/{world.keeper.pid}/environ").read_text()
     with socket.create_connection(("127.0.0.1", world.port)):
