@@ -72,7 +72,7 @@ class Miner:
         return self.num_done == len(self.drafts) or (num_wanted is not None and len(self.rows) >= num_wanted)
 
     def split(self, share: float) -> tuple[list[TaskRow], list[TaskRow]]:
-        """(train, test), each from old to new: the newest are for test, and training holds nothing that came after one."""
+        """(train, test), old to new: the newest are for test, and nothing in training stands on one of them."""
         ordered = sorted(self.rows, key=lambda row: -self._position[row["mined"]["commit"]])
         num_train = len(ordered) - round(share * len(ordered))
         return ordered[:num_train], ordered[num_train:]
