@@ -50,6 +50,42 @@ _CHOOSES = re.compile(
 _WHICH = re.compile(rf"\b(?:which|quale?|quali|cuál(?:es)?|quelle?s?|welche[rsmn]?)\b|{_CHOOSES.pattern}", re.I)
 
 
+# Ways to write a label that `prose` would take for code, for a file name or for a heading.
+_SHOWN = r"(?:[(\[]?(?:[A-Ha-h]|[1-9])[)\].:])"
+_UNUSUAL = (
+    (re.compile(r"^([ \t]*(?:[-*•][ \t]+)?)`([A-Ha-h]|\d)`[ \t]+(?=\w)", re.M), r"\1\2) "),  # "`A` keep it"
+    (re.compile(r"(?<!\S)([(\[]?(?:[A-Ha-h]|\d)[)\]])(?=[\w`])"), r"\1 "),  # "A)keep it"
+    (re.compile(r"^([ \t]*(?:[A-H]|\d)\.)(?=[^\W\d])", re.M), r"\1 "),  # "A.keep it"
+    (re.compile(r"^([ \t]*[A-Ha-h])[/>][ \t]", re.M), r"\1) "),  # "a/ keep it"
+    (re.compile(rf"^[ \t]*#{{1,6}}[ \t]+(?={_SHOWN}\s|{_OPTION_WORD}\s)", re.M | re.I), ""),  # "### A. Keep it"
+)
+_COUNTED = {word: number for number, word in enumerate(("one", "two", "three", "four", "five", "six"), start=1)}
+_COUNTED_OPTION = re.compile(rf"\b({_OPTION_WORD})\s+({'|'.join(_COUNTED)})\b", re.I)
+# A block that holds nothing but lettered lines, or numbered ones that are merely indented, is no code.
+_LETTERED_LINE = r"[ \t]*[(\[]?[A-Ha-h][)\].:][ \t]+\S.*"
+_LETTERED_BLOCKS = (
+    re.compile(rf"^(?:```|~~~)(?:text|txt)?[ \t]*\n(?:{_LETTERED_LINE}\n+){{2,}}(?:```|~~~)[ \t]*$", re.M),
+    re.compile(rf"(?:^[ \t]*>{_LETTERED_LINE}(?:\n|\Z)){{2,}}", re.M),
+    re.compile(
+        rf"(?:^(?: {{4}}|\t){_LETTERED_LINE}(?:\n|\Z)|^(?: {{4}}|\t)[ \t]*\d[).:][ \t]+\S.*(?:\n|\Z)){{2,}}", re.M
+    ),
+)
+
+
+def with_plain_labels(question: str) -> str:
+    """`question` with unusual labels written as "A) ..." and out of their blocks, so that `prose` leaves them."""
+    for pattern in _LETTERED_BLOCKS:
+        question = pattern.sub(_unblock, question)
+    for pattern, plain in _UNUSUAL:
+        question = pattern.sub(plain, question)
+    return _COUNTED_OPTION.sub(lambda match: f"{match[1]} {_COUNTED[match[2].lower()]}", question)
+
+
+def _unblock(match: re.Match[str]) -> str:
+    lines = [line.strip("> \t") for line in match.group().splitlines()]
+    return "\n".join(line for line in lines if not line.startswith(("```", "~~~"))) + "\n"
+
+
 def find_options(text: str) -> list[tuple[int, int]]:
     """Start and end of each option's label, if there are two or more that count up from the first one."""
     for pattern in _PATTERNS:
