@@ -10,14 +10,15 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
-from functools import lru_cache
 
+from ppp.questions.asking import ASKS, REQUESTS, WEAK_REQUEST, WH, is_question, num_questions
+from ppp.questions.brevity import is_concise as is_concise
 from ppp.questions.excerpts import names_source, num_block_lines
-from ppp.questions.options import STRONG_OPTION, chosen_from, find_options, option_texts
+from ppp.questions.options import chosen_from, find_options, option_texts
 from ppp.questions.sentences import (
     PLACEHOLDER,
-    SPACELESS_NAME,
     languages,
+    num_unspaced,
     prose,
     read_json,
     sentences,
@@ -27,9 +28,6 @@ from ppp.questions.sentences import (
 
 Rule = Callable[[str], bool]
 
-MAX_CONCISE_WORDS = 12
-MAX_CONCISE_CODE = 1000
-MAX_CONCISE_CHARS = 100  # so that code, which counts as one word, stays short too; addresses and paths need not
 NUM_LENGTH_SENTENCES = 3
 MIN_LANGUAGES = 5
 MIN_SNIPPET_LINES = 3
@@ -42,98 +40,9 @@ COMMAS = frozenset(
     if unicodedata.category(sign) in ("Po", "No") and "COMMA" in unicodedata.name(sign, "").split()
 )
 
-_WH_ENGLISH = r"(?:what(?:['’]s)?|which|whose|whom?|who(?:['’]s)?|where|when|why|how)\b"
-_WH_OTHER = (
-    r"(?:quale?|quali|che\s+cosa|cosa|cos['’]è|come|dove|quando|perché|chi|quant[oaie]|(?:in|a|di|con)\s+quale"
-    r"|qué|cuál(?:es)?|cómo|dónde|cuándo|quién(?:es)?|por\s+qué|cuánt[oa]s?"
-    r"|quel(?:le)?s?|quoi|comment|où|quand|pourquoi|combien"
-    r"|was|welche[rsmn]?|wer|wen|wem|wie|wo|wann|warum|wieso|in\s+welche[rsmn]"
-    r"|quais|onde|quem|por\s+que)\b"
-)
-_WH = rf"(?:{_WH_ENGLISH}|{_WH_OTHER})"
-_AUXILIARY = r"(?:is|are|was|were|do|does|did|has|have|had|can|could|will|would|should|may|must|am)(?:n['’]t)?\b"
-_SUBJECT = r"(?:it|its|the|this|that|these|those|there|they|he|she|we|you|i|your|my|our|a|an|any)\b"
-_VERB_OR_NOUN = (
-    r"(?:name|state|list|share|show|give|send|mention)\s+(?:me|us|the|your|all|any|each|every|a|an|what|which|how)"
-)
-_REQUEST = (
-    rf"(?:{_VERB_OR_NOUN}|tell|describe|explain|provide|specify|clarify|confirm|point\s+out|let\s+me\s+know\s+\w+"
-    r"|i(?:['’]d|\s+would)\s+like\s+to\s+know|i\s+(?:need|want|have)\s+to\s+know|i\s+wonder"
-    r"|dimmi|mi\s+dica|indica|indicami|spiega|spiegami|descrivi|specifica|mostrami|vorrei\s+sapere"
-    r"|dime|dígame|indique|explica|dites|indiquez|expliquez|sag(?:en)?\s+sie|sag\s+mir|nenne(?:n)?|erklär(?:e|en)?"
-    r"|diga|me\s+diga)\b"
-)
-_POLITE = r"(?:(?:please|kindly|so|then|now|also|but|and|or|per\s+favore|por\s+favor|bitte|ok(?:ay)?)[\s,:]+){0,4}"
-# Asks only where nothing else in the text does: "Which one? Please choose." is one question.
-_WEAK_REQUEST = re.compile(
-    rf"^\W*{_POLITE}(?:choose|pick|select|answer|reply|let\s+me\s+know|scegli|indica|elige|choisis\w*|wähle\w*)\b", re.I
-)
-_OPENING = re.compile(rf"^\W*{_POLITE}", re.I)
-# "When it fails, what is shown?" opens with a clause that asks nothing, as "What I see is ..." does.
-_STARTS_WH = re.compile(rf"^\W*{_POLITE}(?!{_WH_ENGLISH}\s+{_SUBJECT}){_WH}", re.I)
-# Words that open a question even where its mark was forgotten; "when" and "where" open statements as often.
-_UNMARKED = re.compile(
-    rf"^\W*{_POLITE}(?!{_WH_ENGLISH}\s+(?:(?!{_AUXILIARY})\w+\s+)?{_SUBJECT})"
-    r"(?:what|which|whose|who|why|how|quale|quali|perché|qué|cuál|quel(?:le)?s?|pourquoi|welche[rsmn]?|warum)\b",
-    re.I,
-)
-_ASKS = re.compile(rf"^\W*{_POLITE}(?:{_WH}|{_AUXILIARY}\s+{_SUBJECT})", re.I)
-_REQUESTS = re.compile(rf"(?:^\W*|[,;:–—]\s*){_POLITE}{_REQUEST}", re.I)
-_ALTERNATIVE = re.compile(
-    r"^\W*(?:or|yes\s+or|right\b|correct\b|oppure|o|oder|ou|u)\b(?!\s+(?:what|which|who|how|why|where|when)\b)", re.I
-)
-_BEFORE_WH = r"(?:(?:in|on|at|for|from|to|of|with|by|since|until|under|through|during)\s+)?"
-_BEFORE_WH_OTHER = (
-    r"(?:(?:in|a|da|di|con|per|su|tra|en|de|à|pour|par|avec|sur|dans|depuis|por|para|desde|em|mit|von|für|seit|aus|zu"
-    r"|bei|auf|nach)\s+)?"
-)
-_JOINED = re.compile(
-    r"\b(?:and|plus|as\s+well\s+as|&)(?:\s+(?:also|then|please))*"
-    rf"\s+(?:{_BEFORE_WH}{_WH_ENGLISH}(?!\s+\w+ing\b)|whether\b|{_AUXILIARY}\s+{_SUBJECT}|{_REQUEST})"
-    r"|(?:\band|,|;|\s-)\s*if\s+(?:so|yes|not)\b"
-    rf"|\b(?:e|ed|y|et|und)(?:\s+(?:anche|auch|aussi|também|también|poi))?\s+(?:{_BEFORE_WH_OTHER}{_WH_OTHER}"
-    rf"|(?:in|a|di|da|con|per|em|de|com|por|para)\s+(?:che|que)\b|{_REQUEST})",
-    re.I,
-)
-# "the man who founded it and who sold it" asks nothing.
-_RELATIVE = re.compile(
-    r"\b(?:the|an?|any|some|of|those)\s(?:\w+\s){1,3}(who|which|whose|where)\b[^,.;?]*?\band\s+\1\b", re.I
-)
-_ITEM_ASKS = re.compile(rf"(?:^|\s)(?:[-•–]|\(?\w[.)])\s+{_WH}", re.I)
-# Another question behind a comma, if it is no clause about a noun: "Which module, which was renamed, fails?"
-_ALSO_ASKS = re.compile(
-    rf"(?:[,;/]|,\s*or)\s+(?!(?:which|who|where)\s+(?:is|was|are|were|has|have|had|you|we|i|it)\b[^,?]*,)(?:{_WH})",
-    re.I,
-)
-
 # "Please send me: 1. the log 2. the settings" leaves no choice.
 _DEMANDS = re.compile(
-    rf"\b(?:send|give|share|provide|attach|paste|post|upload|describe|explain)\b(?!.*(?:{_WH}|\bone\b|\beither\b))[^?]*$",
-    re.I,
-)
-_BRACKET = re.compile(r"\([^()]{1,120}\)(?=[^.!?\n]*\?)")  # a remark inside a question
-_ASKS_LATER = re.compile(rf"(?:[.!\n]|\b(?:and|also|or)\b)\s*(?:{_WH}|{_AUXILIARY}\s+{_SUBJECT})", re.I)
-_GREETING = (
-    r"(?:hello|hi|hey|dear|greetings|good\s+(?:morning|afternoon|evening|day)|thanks|thank\s+you|sorry|apologies|excuse\s+me"
-    r"|pardon|ciao|salve|buon(?:giorno|asera)|scusa\w*|grazie|hola|buen[oa]s\s+\w+|perdon\w*|gracias|bonjour|bonsoir|salut"
-    r"|merci|hallo|guten\s+\w+|danke|entschuldig\w+|ol[áa]|bom\s+dia|boa\s+\w+|obrigad[oa])"
-)
-_CLAUSE_END = r"[^,;:–]*[,;:–]\s*(?:i\s|\w+,\s)?"
-# What stands before the point of a short question: a greeting, or a clause that gives background, reason or purpose.
-_BESIDE_POINT = re.compile(
-    rf"^\W*(?:{_GREETING}\b[^\n]*\w"
-    rf"|(?:(?:since|as)\b[^,;:]*\s(?:(?:is|are|was|were|do|does|did|has|have|had|can|could|will|would)(?:n['’]t|not)?"
-    rf"|\w+(?:ed|n['’]t)|fails?|says?|shows?)|because|given\s+that|considering|although|though|while\s+(?:i|we)"
-    rf"|for\s+(?:context|background)|in\s+order\s+to|to\s+\w+(?:\s+\w+)?\s+(?:the|this|that|it|your|a)"
-    rf"|siccome|poiché|dato\s+che|visto\s+che|como\s+(?:no|el|la)|comme\s+(?:je|il|le|la)|puisque|da\s+(?:ich|der|die|das)|weil)"
-    rf"\b{_CLAUSE_END}\w"
-    rf"|[^?]{{3,}}[,;:–-]\s*(?:so|but|therefore)\s+(?:{_WH}|{_AUXILIARY})"
-    rf"|(?!{_REQUEST})(?:i|we)(?:['’]\w+)?\s[^,;:–]{{3,}}?(?:[,;:–]|\s(?:and|but|so)\b)[^?]*?\b(?:{_WH}|{_AUXILIARY}))",
-    re.I,
-)
-_EXPLAINS = re.compile(
-    r"[,;(–-]\s*(?:because|since|as\s+(?:i|we|you|the|it|this)|perché\s+(?:non|il|la)|porque|weil|denn|car|parce\s+qu)\b"
-    r"|\bso\s+(?:that\s+)?(?:i|we)\s+can\b|\bin\s+order\s+to\s+\w+\s+(?:it|this|the\s+(?:bug|issue|problem))\b",
+    rf"\b(?:send|give|share|provide|attach|paste|post|upload|describe|explain)\b(?!.*(?:{WH}|\bone\b|\beither\b))[^?]*$",
     re.I,
 )
 _LANGUAGE_TAG = re.compile(r"^\W*?(?:[\[(][A-Za-z]{2,12}[\])]\s?:?|(?:[A-Z]{2}|[A-Z]\w{3,11})\s?:)\s")  # "IT: ..."
@@ -181,22 +90,6 @@ def is_three_sentences(question: str) -> bool:
     return len(sentences(prose(question))) == NUM_LENGTH_SENTENCES
 
 
-def is_concise(question: str) -> bool:
-    """One sentence that opens with its point: at most 12 words and 100 characters (labels of options are no words)."""
-    if len(question) > MAX_CONCISE_CODE or len(SPACELESS_NAME.sub(PLACEHOLDER, question).strip()) > MAX_CONCISE_CHARS:
-        return False
-    text = prose(question)
-    words = words_of(STRONG_OPTION.sub(" ", prose(question, with_quotations=True)))
-    if not 0 < len(words) + _num_unspaced(text) // 2 <= MAX_CONCISE_WORDS or len(sentences(text)) != 1:
-        return False
-    return not (_BESIDE_POINT.match(text) or _EXPLAINS.search(text))
-
-
-def _num_unspaced(text: str) -> int:
-    """Letters of scripts that write no spaces between words (Chinese, Japanese, Thai): two are taken for a word."""
-    return sum("\u0e00" <= sign <= "\u0eff" or "\u3040" <= sign <= "\u9fff" for sign in text)
-
-
 def is_italian(question: str) -> bool:
     """Every sentence in Italian; code, file names and quotations in it may be anything."""
     text = prose(question)
@@ -233,7 +126,7 @@ def is_multilingual(question: str) -> bool:
         for part in _monolingual_parts(_LANGUAGE_TAG.sub("", sentence)):
             part = _LANGUAGE_TAG.sub("", part)
             words = [word for word in words_of(part.replace(PLACEHOLDER, " ")) if word.casefold() not in _GREETINGS]
-            if len(words) < 2 and _num_unspaced(part) < 4:
+            if len(words) < 2 and num_unspaced(part) < 4:
                 continue
             ranked = languages(part)
             if ranked and ranked[0][1] >= 0.25:
@@ -248,7 +141,7 @@ def _monolingual_parts(sentence: str) -> list[str]:
         start = 0
         for match in _OTHER_SCRIPT.finditer(part):
             run = match.group()
-            if len(run.split()) > 1 or _num_unspaced(run) >= 5:
+            if len(run.split()) > 1 or num_unspaced(run) >= 5:
                 parts += [part[start : match.start()], run]
                 start = match.end()
         parts.append(part[start:])
@@ -260,69 +153,17 @@ def is_one_question(question: str) -> bool:
     return num_questions(question) == 1
 
 
-@lru_cache(maxsize=2048)
-def num_questions(question: str) -> int:
-    """How many things are asked.
-
-    Each interrogative sentence and each request ("Please tell me ...") is one. A conjunction that joins another
-    interrogative adds one ("which file and which line"); one that joins nouns does not ("which file and line"), nor
-    does an alternative ("A or B"). The same question in another language is another question: no rule can tell that it
-    is the same.
-    """
-    parts = sentences(_without_guess_marks(prose(question)))
-    total = 0
-    for part in parts:
-        is_interrogative = bool(_STARTS_WH.match(part))
-        if "?" in part:
-            total += part.count("?") - (1 if total and _ALTERNATIVE.match(part) else 0)
-        elif _UNMARKED.match(part) or _REQUESTS.search(part):
-            total += 1
-        else:
-            continue
-        total += len(_JOINED.findall(_RELATIVE.sub(" ", _OPENING.sub("", part))))
-        total += max(0, len(_ITEM_ASKS.findall(part)) - 1) if "?" not in part else 0
-        if is_interrogative:
-            total += len(_ALSO_ASKS.findall(part))
-    return total or int(any(_WEAK_REQUEST.match(part) for part in parts))
-
-
 def offers_selection(question: str) -> bool:
     """A question with at least two labelled options that have a text: A) B), (a) (b), 1. 2., "- A: ..."."""
     text = prose(question)
     found = find_options(text)
-    if not found or any(_is_question(item) for item in option_texts(text, found)):
+    if not found or any(is_question(item) for item in option_texts(text, found)):
         return False
     lead = re.split(r"[.!?]\s", text[: found[0][0]])[-1]
     if _DEMANDS.search(lead):
         return False
-    asked = "?" in text[: found[0][0]] or bool(_ASKS.match(lead) or _REQUESTS.search(lead) or _WEAK_REQUEST.match(lead))
+    asked = "?" in text[: found[0][0]] or bool(ASKS.match(lead) or REQUESTS.search(lead) or WEAK_REQUEST.match(lead))
     return asked or chosen_from(text, found)
-
-
-def _is_question(item: str) -> bool:
-    """Whether a labelled item, or a remark in brackets, is a question of its own and no mere alternative."""
-    return bool(re.match(rf"\W*{_WH}", item, re.I)) or bool(
-        re.match(rf"\W*{_AUXILIARY}\s+{_SUBJECT}[^.?!]*\?", item, re.I)
-    )
-
-
-def _without_guess_marks(text: str) -> str:
-    """`text` without the question marks of mere guesses: "A) parser? B) cache?" and "(the parser?)" ask once."""
-    text = _BRACKET.sub(
-        lambda remark: remark.group() if _is_question(remark.group()) else _unmarked(remark.group()), text
-    )
-    found = find_options(text)
-    if not found or any(_is_question(item) for item in option_texts(text, found)):
-        return text
-    first, last = found[0][1], found[-1][1]
-    tail = text[last:]
-    if "?" in text[:first] or tail.count("?") > 1:
-        tail = tail.replace("?", ",", 1) if not _ASKS_LATER.search(tail.partition("?")[0]) else tail
-    return text[:first] + _unmarked(text[first:last]) + tail
-
-
-def _unmarked(text: str) -> str:
-    return text.replace("?", ",")
 
 
 def has_snippet(question: str) -> bool:

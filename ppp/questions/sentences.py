@@ -133,6 +133,11 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"\w+(?:['’]\w+)*", text)
 
 
+def num_unspaced(text: str) -> int:
+    """Letters of scripts that write no spaces between words (Chinese, Japanese, Thai): two are taken for a word."""
+    return sum("\u0e00" <= sign <= "\u0eff" or "\u3040" <= sign <= "\u9fff" for sign in text)
+
+
 def _mask_token(match: re.Match[str]) -> str:
     token = match.group()
     bare = token.lstrip(_OUTER)
