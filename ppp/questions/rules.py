@@ -13,8 +13,9 @@ from collections.abc import Callable
 
 from ppp.questions.asking import ASKS, REQUESTS, WEAK_REQUEST, WH, is_question, num_questions
 from ppp.questions.brevity import is_concise as is_concise
+from ppp.questions.choices import are_alternatives, lead_of
 from ppp.questions.excerpts import names_source, num_block_lines
-from ppp.questions.options import chosen_from, find_options, option_texts
+from ppp.questions.options import chosen_from, find_options, option_texts, with_plain_labels
 from ppp.questions.sentences import (
     PLACEHOLDER,
     languages,
@@ -44,6 +45,12 @@ COMMAS = frozenset(
 _DEMANDS = re.compile(
     rf"\b(?:send|give|share|provide|attach|paste|post|upload|describe|explain)\b(?!.*(?:{WH}|\bone\b|\beither\b))[^?]*$",
     re.I,
+)
+_CHOOSE_QUESTION = re.compile(
+    r"\b(?:which|prefer|pick|choose|select|would\s+you\s+like|do\s+you\s+(?:want|mean))\b", re.I
+)
+_TELLS = re.compile(
+    r"\byou\s+(?:please\s+)?(?:tell|know|say|clarify|specify|answer|confirm|describe|explain|share|give)\b", re.I
 )
 _LANGUAGE_TAG = re.compile(r"^\W*?(?:[\[(][A-Za-z]{2,12}[\])]\s?:?|(?:[A-Z]{2}|[A-Z]\w{3,11})\s?:)\s")  # "IT: ..."
 # A run of words that are not in Latin script.
@@ -155,15 +162,25 @@ def is_one_question(question: str) -> bool:
 
 def offers_selection(question: str) -> bool:
     """A question with at least two labelled options that have a text: A) B), (a) (b), 1. 2., "- A: ..."."""
-    text = prose(question)
+    text = prose(with_plain_labels(question))
     found = find_options(text)
-    if not found or any(is_question(item) for item in option_texts(text, found)):
+    if not found or not are_alternatives(text, found):
         return False
-    lead = re.split(r"[.!?]\s", text[: found[0][0]])[-1]
+    asked, lead = lead_of(text, found)
+    items = option_texts(text, found)
+    if any(is_question(item) for item in items) and not _asks_choice_of_questions(lead or asked, items):
+        return False
     if _DEMANDS.search(lead):
         return False
-    asked = "?" in text[: found[0][0]] or bool(ASKS.match(lead) or REQUESTS.search(lead) or WEAK_REQUEST.match(lead))
-    return asked or chosen_from(text, found)
+    is_asked = bool(asked or ASKS.match(lead) or REQUESTS.search(lead) or WEAK_REQUEST.match(lead))
+    return is_asked or chosen_from(text, found)
+
+
+def _asks_choice_of_questions(lead: str, items: list[str]) -> bool:
+    """Whether items that read like questions ("when it opens", "How do I start?") answer the one before them."""
+    if any("?" in item for item in items[:-1]):
+        return "?" in lead and bool(_CHOOSE_QUESTION.search(lead))
+    return bool(ASKS.match(lead)) and not _TELLS.search(lead)
 
 
 def has_snippet(question: str) -> bool:
