@@ -30,6 +30,7 @@ from pathlib import Path
 import psutil
 
 from ppp.environments.sandbox import BubblewrapSandbox, check_sandbox
+from ppp.environments.sandbox_output import Captured, show
 from ppp.swe.mirrors import resolve_commit
 from ppp.swe.trees import TreeStore
 
@@ -79,7 +80,7 @@ def command_of(turn: int, session: int) -> str:
     return MIX[turn].replace("{N}", str(session + 1))
 
 
-async def run_plainly(tree: Path, command: str) -> str:
+async def run_plainly(tree: Path, command: str) -> bytes:
     """The same command by bash as it is, in the tree."""
     process = await asyncio.create_subprocess_exec(
         *("/bin/bash", "--noprofile", "--norc", "-c", command),
@@ -90,7 +91,7 @@ async def run_plainly(tree: Path, command: str) -> str:
         env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "GIT_OPTIONAL_LOCKS": "0", "HOME": "/nonexistent"},
     )
     output, _ = await process.communicate()
-    return output.decode(errors="replace")
+    return output
 
 
 async def measure_overhead(tree: Path) -> dict[str, float]:
@@ -105,8 +106,10 @@ async def measure_overhead(tree: Path) -> dict[str, float]:
                 between = time.perf_counter()
                 result = await sandbox.run(command)
                 ended = time.perf_counter()
-                if len(expected) < 10_000:
-                    assert result.output == expected.rstrip("\n"), f"{command}: {result} instead of {expected}"
+                if not result.num_cut_chars:
+                    limits = sandbox.limits
+                    shown = show(Captured(expected), limits.max_output_chars, limits.max_line_chars).text
+                    assert result.output == shown, f"{command}: {result} instead of {shown}"
                 if repeat:  # the first one warms the caches
                     plain.append(between - started)
                     boxed.append(ended - between)
