@@ -228,6 +228,21 @@ def test_a_session_through_the_pool_is_scored(make_pool: Callable[..., RolloutPo
     assert trajectory.turns[0].observation == "src"
 
 
+@pytest.mark.parametrize(
+    ("toolset", "names"),
+    [("shell", ["execute_bash", "str_replace_editor", "think"]), ("read", ["list_dir", "search_code", "view"])],
+)
+def test_the_prompt_tells_of_the_tools_that_the_recipe_names(
+    codec: Codec, task: Task, trees: str, toolset: str, names: list[str]
+) -> None:
+    options = {"toolset": toolset, **({"trees": trees} if toolset == "shell" else {})}
+    pool = RolloutPool(ScriptedEngine(codec, Calls()), codec, Limits(), environment_options={"func_loc": options})
+    prompt = codec.decode(pool.prompt_ids(task))
+    known = ("execute_bash", "str_replace_editor", "think", "list_dir", "search_code", "view")
+    assert [name for name in known if f'"name": "{name}"' in prompt] == names
+    assert ("/testbed" in prompt) == (toolset == "shell")
+
+
 def test_a_tree_that_cannot_be_built_leaves_the_batch_and_the_others_go_on(
     make_pool: Callable[..., RolloutPool], task: Task, tmp_path: Path
 ) -> None:

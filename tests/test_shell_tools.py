@@ -26,6 +26,7 @@ FILES: dict[str, bytes] = {
     "pkg/sub/deep/er.py": b"deep = True\n",
     "-dash.py": b"dash = True\n",
     "$(touch pwned).py": b"quoted = True\n",
+    "it's; true.py": b"single = True\n",
     ".hidden/secret.py": b"hidden = True\n",
 }
 
@@ -158,6 +159,10 @@ VIEWS: dict[str, tuple[tuple[str, dict[str, Any]], str]] = {
     "what a shell would expand": (
         view("$(touch pwned).py"),
         "/testbed/$(touch pwned).py, lines 1 to 1 of 1\n" + numbered("quoted = True"),
+    ),
+    "what ends a string": (
+        view("it's; true.py"),
+        "/testbed/it's; true.py, lines 1 to 1 of 1\n" + numbered("single = True"),
     ),
     "a hidden file, by its name": (
         view(".hidden/secret.py"),
