@@ -17,7 +17,9 @@ WH_OTHER = (
     r"(?:quale?|quali|che\s+cosa|cosa|cos['’]è|come|dove|quando|perché|chi|quant[oaie]|(?:in|a|di|con)\s+quale"
     r"|qué|cuál(?:es)?|cómo|dónde|cuándo|quién(?:es)?|por\s+qué|cuánt[oa]s?"
     r"|quel(?:le)?s?|quoi|comment|où|quand|pourquoi|combien"
-    r"|was|welche[rsmn]?|wer|wen|wem|wie|wo|wann|warum|wieso|in\s+welche[rsmn]"
+    # "was" is English as well
+    r"|was(?!\s+(?:an?|the|this|that|it|he|she|they|you|there|his|her|its|their|not|in|on|at|also|later|\w+ed)\b)"
+    r"|welche[rsmn]?|wer|wen|wem|wie|wo|wann|warum|wieso|in\s+welche[rsmn]"
     r"|quais|onde|quem|por\s+que)\b"
 )
 WH = rf"(?:{WH_ENGLISH}|{WH_OTHER})"
@@ -59,16 +61,49 @@ _BEFORE_WH_OTHER = (
 )
 _JOINED = re.compile(
     r"\b(?:and|plus|as\s+well\s+as|&)(?:\s+(?:also|then|please))*"
-    rf"\s+(?:{_BEFORE_WH}{WH_ENGLISH}(?!\s+\w+ing\b)|whether\b|{AUXILIARY}\s+{SUBJECT}|{REQUEST})"
+    rf"\s+(?:{_BEFORE_WH}{WH_ENGLISH}(?!\s+\w+ing\b)|whether\b|{AUXILIARY}\s+{SUBJECT}|{REQUEST}"
+    r"|(?:do|does|did)(?:n['’]t)?\s+(?!not\b|so\b|the\s+(?:same|rest)\b)\w+\s+\w)"
     r"|(?:\band|,|;|\s-)\s*if\s+(?:so|yes|not)\b"
     rf"|\b(?:e|ed|y|et|und)(?:\s+(?:anche|auch|aussi|também|también|poi))?\s+(?:{_BEFORE_WH_OTHER}{WH_OTHER}"
-    rf"|(?:in|a|di|da|con|per|em|de|com|por|para)\s+(?:che|que)\b|{REQUEST})",
+    rf"|(?:in|a|di|da|con|per|em|de|com|por|para)\s+(?:che|que)\b|{REQUEST})"
+    r"|\bet\s+(?:qui|qu['’]est-ce|est-ce)\b",
     re.I,
 )
 # "the man who founded it and who sold it" asks nothing.
 _RELATIVE = re.compile(
     r"\b(?:the|an?|any|some|of|those)\s(?:\w+\s){1,3}(who|which|whose|where)\b[^,.;?]*?\band\s+\1\b", re.I
 )
+_RELATIVE_OTHER = re.compile(r"(?<=\w\s)qui\s[^,.;?]*?\bet\s+qui\b", re.I)
+# "the tool that checks what was read and how long it took" asks nothing either.
+_EMBEDDED = re.compile(
+    rf"\b(?:that|who|which)\s+\w+(?:s|ed|d|t|ew|ows?)\s+{WH_ENGLISH}[^,.;?]*?\band\s+(?:{WH_ENGLISH}|whether\b)", re.I
+)
+# "Apart from what you wrote and what you sent, is there ..." opens with what is known.
+_KNOWN = re.compile(
+    r"^\W*(?:apart\s+from|aside\s+from|besides|beyond|except\s+for|other\s+than|in\s+addition\s+to|based\s+on|given"
+    rf"|according\s+to|regardless\s+of|despite|knowing|assuming)\b[^?]*?,\s+(?={WH_ENGLISH}|{AUXILIARY}\s+{SUBJECT})",
+    re.I,
+)
+# "Who wrote it and was a painter?": what is asked for is the subject of both verbs. Not so in "Which do you mean ..."
+_ASKS_SUBJECT = re.compile(
+    rf"^\W*{_POLITE}{_BEFORE_WH}(?:who|which|what|whose)\s(?!(?:(?!and\b)\w+\s+){{0,4}}?{AUXILIARY}\s+{SUBJECT}\s)",
+    re.I,
+)
+_SAME_SUBJECT = re.compile(
+    r"\band\s+(?:(?:has|have|had)\s+(?:an?|the|his|her|its|their)\b"
+    r"|(?:is|are|was|were)\s+(?:an?|his|her|its|their)\b(?!.*\b(?:needed|required|possible|available|planned|allowed)\W*$)"
+    r"|(?:is|are|was|were)\s+the\s+(?=(?:\w+\s+){0,2}(?:one|ones|first|only|main|last|same|capital|\w+est|of|that|who|which)\b)"
+    r"|(?:do|does|did)\s+(?:an?|the|his|her|its|their)\s+\w+(?=\W*$|\s+(?:of|for|in|on|at|with|by|and|to)\b))",
+    re.I,
+)
+# "Two things: the version and the log?"
+_ANNOUNCES = re.compile(
+    r"\b(?:two|three|four|five|several|a\s+few|a\s+couple\s+of|some)\s+(?:\w+\s+){0,2}(?:things|questions|points|details)"
+    r"(?:\s+(?:please|for\s+you))?\s*:",
+    re.I,
+)
+# "Which colour: red? green? blue?"
+_GUESSES = re.compile(rf"(?<=[:?])(?:\s+(?!(?:{WH}|{AUXILIARY})\b)(?:[^\W_]\w*\s){{0,2}}\w+\s?\?){{2,}}", re.I)
 _ITEM_ASKS = re.compile(rf"(?:^|\s)(?:[-•–]|\(?\w[.)])\s+{WH}", re.I)
 # Another question behind a comma, if it is no clause about a noun: "Which module, which was renamed, fails?"
 _ALSO_ASKS = re.compile(
@@ -98,11 +133,23 @@ def num_questions(question: str) -> int:
             total += 1
         else:
             continue
-        total += len(_JOINED.findall(_RELATIVE.sub(" ", _OPENING.sub("", part))))
+        total += _num_joined(part)
         total += max(0, len(_ITEM_ASKS.findall(part)) - 1) if "?" not in part else 0
         if is_interrogative:
             total += len(_ALSO_ASKS.findall(part))
+    if total == 1 and any("?" in part and _ANNOUNCES.search(part) for part in parts):
+        return 2
     return total or int(any(WEAK_REQUEST.match(part) for part in parts))
+
+
+def _num_joined(part: str) -> int:
+    """How many more questions a conjunction adds to the first one of a sentence."""
+    part = _KNOWN.sub("", _OPENING.sub("", part))
+    for pattern in (_RELATIVE, _RELATIVE_OTHER, _EMBEDDED):
+        part = pattern.sub(" ", part)
+    if _ASKS_SUBJECT.match(part):
+        part = _SAME_SUBJECT.sub(" ", part)
+    return len(_JOINED.findall(part))
 
 
 def is_question(item: str) -> bool:
@@ -117,6 +164,9 @@ def _without_guess_marks(text: str) -> str:
     text = _BRACKET.sub(
         lambda remark: remark.group() if is_question(remark.group()) else _unmarked(remark.group()), text
     )
+    lead = re.split(r"[.!?]\s", text)[0]
+    if ASKS.match(lead):
+        text = _GUESSES.sub(lambda guesses: _unmarked(guesses.group()[:-1]) + "?", text, count=1)
     found = find_options(text)
     if not found or any(is_question(item) for item in option_texts(text, found)):
         return text

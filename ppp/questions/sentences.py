@@ -42,18 +42,20 @@ _QUOTATION = re.compile(
     r'"([^"\n]{1,300})"|“([^”\n]{1,300})”|«([^»\n]{1,300})»|„([^“”\n]{1,300})[“”]|(?<!\w)[\'‘]([^\'’\n]{1,80})[\'’](?!\w)'
 )
 _INITIALS = re.compile(
-    r"[^\W\d]\.[^\W\d]|(?:[A-Z]\.)+[A-Z]|Ph\.D|[BM]\.Sc|[BM]\.Eng"
-)  # "e.g", "U.S", "z.B": pysbd knows these
+    r"[^\W\d]\.[^\W\d]|(?:[A-Z]\.)+[A-Z]|[afn]\.k\.a|w\.r\.t|[Ss]\.p\.[Aa]|[Ss]\.r\.l|u\.s\.w|Ph\.D|[BM]\.Sc|[BM]\.Eng"
+)  # "e.g", "U.S", "z.B", "a.k.a"
 _CODE_TOKEN = re.compile(
     r".*\w(?:\.|::|->)\w|.*[\\_=<>$%@{}]|.*\w\(.*\)|[-~/.]+\w|(?:[^/]*/){2,}|.*[a-z][A-Z]", re.DOTALL
 )
 # Their period ends no sentence: the first kind whatever follows, the second before a number or a small letter.
 _TITLE = re.compile(
-    r"\b(sig|sig\.?ra|dott|dott\.?ssa|prof|ing|avv|sr|sra|mme|herr|hr|fr|dr|mr|mrs|ms|st)\.(?=\s)", re.I
+    r"\b(sig|sig\.?ra|dott|dott\.?ssa|prof|ing|avv|sr|sra|mme|herr|hr|fr|dr|mr|mrs|ms|st"
+    r"|mio|mrd|ggf|bzgl|evtl|inkl|zzgl|sog)\.(?=\s)",
+    re.I,
 )
 _ABBREVIATION = re.compile(
-    r"\b((?i:ver|vers|vs|v|nr|no|num|núm|n|art|cap|pag|pág|p|pp|fig|sec|sez|rif|ref|ca|cf|approx|es|ecc|etc|bzw|usw"
-    r"|incl|excl|resp|ed|vol|min|max|phd|[bm]sc|dept|est|tel|al))\.(?=\s+(?:[a-zà-ÿ(\d]|Xqx))"
+    r"\b((?i:ver|vers|vs|v|nr|no|num|núm|n|art|cap|pag|pág|p|pp|fig|sec|sez|rif|ref|ca|cf|approx|aprox|env"
+    r"|eqs?|ch|chap|abs|abb|kap|tab|es|ecc|etc|bzw|usw|incl|excl|resp|ed|vol|min|max|phd|[bm]sc|dept|est|tel|al)|S)\.(?=\s+(?:[a-zà-ÿ(\d]|Xqx|[IVXLC]{2,}\b|[VX]\b))"
 )
 _DEGREE = re.compile(r"\b(?:Ph\. ?D|[BM]\. ?(?:Sc|A)|[BM]\. ?Eng)(?=\.)")
 _ORDINAL = re.compile(  # "am 3. Mai", "die 2. Auflage"
@@ -61,9 +63,16 @@ _ORDINAL = re.compile(  # "am 3. Mai", "die 2. Auflage"
 )
 _SPACED_ABBREVIATION = re.compile(
     r"\b(?:z\. ?B|d\. ?h|u\. ?a|o\. ?ä|u\. ?U|s\. ?o|v\. ?a|n\. ?Chr|v\. ?Chr|i\. ?e|e\. ?g|p\. ?ej|p\. ?es|ad es"
-    r"|por ej|p\. ?ex|par ex|c\.-à-d)\.",
+    r"|por ej|p\. ?ex|par ex|c\.-à-d"
+    r"|EE\. ?UU(?=\.\s+(?-i:[a-zà-ÿ(\d]))|(?<!\w)[^\W\d](?:\.[^\W\d]){2,}(?=\.\s+(?-i:[a-zà-ÿ(\d])))\.",
     re.I,
 )
+# "Let us follow plan B. Which is that?" ends there, "ask Mr B. Which" hardly occurs: a small word stands before.
+_LETTER_ENDS = re.compile(
+    r"(?<=[a-z]\s)([A-Z]\.)[ \t]+(?=(?:I|It|Its|The|This|That|These|Those|There|They|He|She|We|You|Your|My"
+    r"|What|Which|Whose|Who|When|Where|Why|How|Is|Are|Was|Were|Do|Does|Did|Has|Have|Can|Could|Should|Would|Will|May|If|But|So|Or|Please)\b)"
+)
+_HESITATION = re.compile(r"\b(hm+|um+|uh+|er+|ah|oh|well|wait|so|ok(?:ay)?)\s*(?:\.{2,}|…)(?=\s)", re.I)
 # A smile between two sentences stands for the stop that people leave out before it.
 _SMILE = re.compile(
     r"([.?!])?\s*(?::-?[)(DP]|;-?\)|[\U0001f600-\U0001f64f\U0001f900-\U0001f9ff☺])(?=\s+[A-ZÀ-Þ¿¡][^A-Z]|\s*$)"
@@ -180,6 +189,7 @@ def _mask(text: str, with_quotations: bool) -> str:
     text = re.sub(r"(?<=[\u0370-\u03ff]);", "?", text)
     text = re.sub(r"[?!]*\?[?!]*", "?", text)
     text = re.sub(r"!{2,}", "!", text)
+    text = _LETTER_ENDS.sub("\\1\n\n", _HESITATION.sub(r"\1,", text))
     text = re.sub(r"(?:\.{2,}|…)(?=\s+[^\W\dA-ZÀ-Þ])", ",", text)  # "I tried... and failed" goes on
     text = re.sub(r"(?:\.{2,}|…)", ".", text)
     text = re.sub(r"([?!])(?=[^\W\d])", r"\1 ", text)
