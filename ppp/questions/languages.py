@@ -29,6 +29,7 @@ _QUESTION_WORDS = {
     "de": {"welche", "welches", "welcher", "welchen", "welchem", "wann", "warum", "wieso"},
     "pt": {"quais", "quem"},
     "nl": {"welke", "waarom", "wanneer", "waar"},
+    "la": {"quis", "quid", "quae", "quo", "cur", "ubi", "quomodo"},
 }
 
 _FUNCTION_WORDS = {
@@ -41,7 +42,8 @@ _FUNCTION_WORDS = {
         nella nell nei nelle con su sul sulla sull sui per tra fra e ed o a che chi cui quale quali qual come dove
         quando quanto quanti quanta quante perché perche cosa cos c è l d un sono era erano sia ho hai ha abbiamo avete
         hanno aveva non si ci vi mi ti lui lei noi voi loro questo questa questi queste quello quella anche oppure ma se
-        più già ancora stai sta devo vuoi puoi può al allo alla all ai agli alle stato stata solo quest mio tuo suo""",
+        più già ancora stai sta devo vuoi puoi può al allo alla all ai agli alle stato stata solo quest mio tuo suo
+        poi allora quindi invece dunque adesso ora però""",
     "es": """el la los las un una unos unas de del al en con por para sin sobre entre y e o u a que qué quien quién cual
         cuál cuáles cómo como dónde donde cuándo cuando cuánto es son era está están ser ha has han hay he no se te me
         le les lo su sus tu tus mi este esta estos estas ese esa eso esto también pero si más ya muy fue""",
@@ -61,6 +63,8 @@ _FUNCTION_WORDS = {
         nog al kan moet""",
     "ca": """el la els les l d un una uns unes de del dels al als a en amb per sense sobre i o que què qui quin quina
         quins quines com on quan és són era està no es em et li seu seva aquest aquesta també però si més fas""",
+    "la": """est sunt erat esse et in ad ab ex de cum sine per sub inter sed aut vel non nec ut si qui quae quod quis
+        quid quem quam quo quibus cuius ubi unde quando cur quomodo hic haec hoc ille illa illud eius eorum anno""",
     "ro": """un o al a ai ale cel cea de la din în pe cu fără pentru și sau dar ce care cine unde când cum cât este sunt
         era are au nu se îți tu voi eu mai ca să acest această""",
 }

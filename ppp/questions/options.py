@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 MIN_OPTIONS = 2
+MAX_STARTS = 8  # of a series that are tried: "What is f(0)? A) ... B) ..." has a label before the first one
 
 # Labels count up from the first one of a series; the first label names the series.
 _SERIES = {
@@ -24,8 +25,10 @@ _ROMAN = r"[iv]{1,4}|[IV]{1,4}"
 _OPTION_WORD = r"(?:option|choice|alternative|variant|opzione|opción|opção|variante)"
 
 STRONG_OPTION = re.compile(rf"(?<![\w(\[])[(\[]?({_ROMAN}|{_SIMPLE})\s?[)\]]")
+_NAMED_OPTION = re.compile(rf"\b(?i:{_OPTION_WORD})\s+({_ROMAN}|{_SIMPLE})\s*[(:=–—]")
 _PATTERNS = (
     STRONG_OPTION,
+    _NAMED_OPTION,
     re.compile(rf"(?:^|(?<=\s)|(?<=[(–—-]))({_SIMPLE})\s?[.:=–—-](?=\s)"),
     re.compile(rf"^[^\w\n]*({_ROMAN})\s?[.:–—-](?=\s)", re.M),
     re.compile(rf"\b(?i:{_OPTION_WORD})\s+({_ROMAN}|{_SIMPLE})\b[\s:.,=–—-]"),
@@ -59,6 +62,7 @@ _UNUSUAL = (
     (re.compile(r"^([ \t]*[A-Ha-h])[/>][ \t]", re.M), r"\1) "),  # "a/ keep it"
     (re.compile(rf"^[ \t]*#{{1,6}}[ \t]+(?={_SHOWN}\s|{_OPTION_WORD}\s)", re.M | re.I), ""),  # "### A. Keep it"
 )
+_WIDE = str.maketrans({"（": " (", "）": ") ", "：": ": ", "．": ". "})
 _COUNTED = {word: number for number, word in enumerate(("one", "two", "three", "four", "five", "six"), start=1)}
 _COUNTED_OPTION = re.compile(rf"\b({_OPTION_WORD})\s+({'|'.join(_COUNTED)})\b", re.I)
 # A block that holds nothing but lettered lines, or numbered ones that are merely indented, is no code.
@@ -74,6 +78,7 @@ _LETTERED_BLOCKS = (
 
 def with_plain_labels(question: str) -> str:
     """`question` with unusual labels written as "A) ..." and out of their blocks, so that `prose` leaves them."""
+    question = question.translate(_WIDE)
     for pattern in _LETTERED_BLOCKS:
         question = pattern.sub(_unblock, question)
     for pattern, plain in _UNUSUAL:
@@ -89,20 +94,26 @@ def _unblock(match: re.Match[str]) -> str:
 def find_options(text: str) -> list[tuple[int, int]]:
     """Start and end of each option's label, if there are two or more that count up from the first one."""
     for pattern in _PATTERNS:
-        found = _series(pattern, text)
-        if len(found) >= MIN_OPTIONS and all(re.search(r"\w", item) for item in option_texts(text, found)):
-            return found
+        matches = list(pattern.finditer(text))
+        starts = [place for place, match in enumerate(matches) if _is_first(pattern, match)][:MAX_STARTS]
+        for start in starts:
+            found = _series(matches[start:])
+            if len(found) >= MIN_OPTIONS and all(re.search(r"\w", item) for item in option_texts(text, found)):
+                return found
     return []
 
 
-def _series(pattern: re.Pattern[str], text: str) -> list[tuple[int, int]]:
+def _is_first(pattern: re.Pattern[str], match: re.Match[str]) -> bool:
+    before = match.string[: match.start()][-14:]
+    return match[1] in _SERIES and (pattern in (STRONG_OPTION, _NAMED_OPTION) or _OPENS.search(before) is not None)
+
+
+def _series(matches: list[re.Match[str]]) -> list[tuple[int, int]]:
+    """The labels that count up from the first of `matches`."""
+    labels = _SERIES[matches[0][1]]
     found: list[tuple[int, int]] = []
-    labels: tuple[str, ...] = ()
-    for match in pattern.finditer(text):
-        label = match.group(1)
-        if not found and label in _SERIES and (pattern is STRONG_OPTION or _OPENS.search(text[: match.start()][-14:])):
-            labels = _SERIES[label]
-        if len(found) < len(labels) and label == labels[len(found)]:
+    for match in matches:
+        if len(found) < len(labels) and match[1] == labels[len(found)]:
             found.append(match.span())
     return found
 
@@ -115,7 +126,7 @@ def option_texts(text: str, found: list[tuple[int, int]]) -> list[str]:
 
 def chosen_from(text: str, found: list[tuple[int, int]]) -> bool:
     """Whether the options end in a question mark, or a question that follows them is one of choice."""
-    last_item, _, after = text[found[-1][1] :].lstrip().partition("\n")
+    last_item, _, after = re.sub(r"\s+\?", "?", text[found[-1][1] :]).lstrip().partition("\n")
     ending = re.search(r"[.?!](?=\s|$)", last_item)
     if ending is not None and ending.group() == "?":
         return True

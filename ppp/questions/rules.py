@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from ppp.questions.asking import ASKS, REQUESTS, WEAK_REQUEST, WH, is_question, num_questions
 from ppp.questions.brevity import is_concise as is_concise
-from ppp.questions.choices import are_alternatives, lead_of
+from ppp.questions.choices import are_alternatives, lead_of, with_labels_as_keys
 from ppp.questions.excerpts import names_source, num_block_lines
 from ppp.questions.options import chosen_from, find_options, option_texts, with_plain_labels
 from ppp.questions.sentences import (
@@ -52,6 +52,7 @@ _CHOOSE_QUESTION = re.compile(
 _TELLS = re.compile(
     r"\byou\s+(?:please\s+)?(?:tell|know|say|clarify|specify|answer|confirm|describe|explain|share|give)\b", re.I
 )
+_HEADING = re.compile(r"^#{1,6}\s.*[^.?!\W]\W*?$(?<![.?!])")
 _LANGUAGE_TAG = re.compile(r"^\W*?(?:[\[(][A-Za-z]{2,12}[\])]\s?:?|(?:[A-Z]{2}|[A-Z]\w{3,11})\s?:)\s")  # "IT: ..."
 # A run of words that are not in Latin script.
 _OTHER_SCRIPT = re.compile(r"[\u0370-\u1cff\u3000-\ud7ff\uf900-\ufaff][^A-Za-zÀ-ɏ¿¡]*")
@@ -94,7 +95,8 @@ def is_json(question: str) -> bool:
 
 def is_three_sentences(question: str) -> bool:
     """Exactly three sentences; dots in numbers, names, code, addresses and abbreviations end none."""
-    return len(sentences(prose(question))) == NUM_LENGTH_SENTENCES
+    found = [part for part in sentences(prose(question)) if not _HEADING.match(part)]
+    return len(found) == NUM_LENGTH_SENTENCES
 
 
 def is_italian(question: str) -> bool:
@@ -133,12 +135,18 @@ def is_multilingual(question: str) -> bool:
         for part in _monolingual_parts(_LANGUAGE_TAG.sub("", sentence)):
             part = _LANGUAGE_TAG.sub("", part)
             words = [word for word in words_of(part.replace(PLACEHOLDER, " ")) if word.casefold() not in _GREETINGS]
-            if len(words) < 2 and num_unspaced(part) < 4:
+            if (len(words) < 2 and num_unspaced(part) < 4) or _is_name(part, words):
                 continue
             ranked = languages(part)
             if ranked and ranked[0][1] >= 0.25:
                 found.add(ranked[0][0])
     return len(found) >= MIN_LANGUAGES
+
+
+def _is_name(part: str, words: list[str]) -> bool:
+    """A title or a person ("Don Quijote de la Mancha."), which is no sentence of its language."""
+    long_words = [word for word in words if len(word) >= 4]
+    return bool(long_words) and all(map(str.istitle, long_words)) and not part.rstrip(" )").endswith("?")
 
 
 def _monolingual_parts(sentence: str) -> list[str]:
@@ -162,7 +170,7 @@ def is_one_question(question: str) -> bool:
 
 def offers_selection(question: str) -> bool:
     """A question with at least two labelled options that have a text: A) B), (a) (b), 1. 2., "- A: ..."."""
-    text = prose(with_plain_labels(question))
+    text = prose(with_plain_labels(with_labels_as_keys(question)))
     found = find_options(text)
     if not found or not are_alternatives(text, found):
         return False
