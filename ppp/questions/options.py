@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 MIN_OPTIONS = 2
+MAX_CHARS_OF_LABELS = 8000  # no question is longer; white space without end would cost the patterns below their time
 MAX_STARTS = 8  # of a series that are tried: "What is f(0)? A) ... B) ..." has a label before the first one
 
 # Labels count up from the first one of a series; the first label names the series.
@@ -78,6 +79,8 @@ _LETTERED_BLOCKS = (
 
 def with_plain_labels(question: str) -> str:
     """`question` with unusual labels written as "A) ..." and out of their blocks, so that `prose` leaves them."""
+    if len(question) > MAX_CHARS_OF_LABELS:
+        return question
     question = question.translate(_WIDE)
     for pattern in _LETTERED_BLOCKS:
         question = pattern.sub(_unblock, question)
@@ -105,7 +108,11 @@ def find_options(text: str) -> list[tuple[int, int]]:
 
 def _is_first(pattern: re.Pattern[str], match: re.Match[str]) -> bool:
     before = match.string[: match.start()][-14:]
-    return match[1] in _SERIES and (pattern in (STRONG_OPTION, _NAMED_OPTION) or _OPENS.search(before) is not None)
+    if match[1] not in _SERIES:
+        return False
+    if pattern in (STRONG_OPTION, _NAMED_OPTION) or _OPENS.search(before):
+        return True
+    return match.group() == "a." and match.string[match.end() :].lstrip()[:1].islower()  # "expect a. one or b. two"
 
 
 def _series(matches: list[re.Match[str]]) -> list[tuple[int, int]]:
