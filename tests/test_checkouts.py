@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,13 @@ def commit_files(path: Path, files: dict[str, bytes], message: str = "files") ->
     git(path, "add", "-A")
     git(path, "commit", "--quiet", "--allow-empty", "-m", message)
     return git(path, "rev-parse", "HEAD")
+
+
+@pytest.fixture(autouse=True)
+def no_read_only_folder_is_left(tmp_path: Path) -> Iterator[None]:
+    """Or pytest could not clear up."""
+    yield
+    remove_tree(tmp_path)
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -101,8 +103,8 @@ def test_repository_that_is_no_mirror_is_never_written_to(tmp_path: Path, origin
 
 def test_processes_that_want_a_mirror_at_once_share_it(tmp_path: Path, origin: Path) -> None:
     arguments = (str(origin), tmp_path / "mirrors", [git(origin, "rev-parse", "HEAD")])
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
-        mirrors = pool.starmap(clone_mirror, [arguments] * 3)
+    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
+        mirrors = [future.result() for future in [pool.submit(clone_mirror, *arguments) for _ in range(3)]]
     assert set(mirrors) == {tmp_path / "mirrors" / "project"}
     assert {path.name for path in (tmp_path / "mirrors").iterdir()} == {"project", ".project.lock"}
 
@@ -133,5 +135,6 @@ def test_git_that_does_not_end_is_stopped_with_its_children(tmp_path: Path) -> N
         with pytest.raises(InfrastructureError, match="did not end within"):
             run_git(["-c", f"alias.hang={script}", "hang"], tmp_path, what="a test", timeout_s=timeout_s)
         timeout_s *= 2
-    stat = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
-    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+    child = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
+    while child.exists() and child.read_text().rpartition(")")[2].split()[0] != "Z":  # it is on its way out
+        time.sleep(0.01)

@@ -19,6 +19,7 @@ import pytest
 from git_history import History, git, random_history
 
 import ppp
+from ppp.swe.checkouts import remove_tree
 from ppp.swe.trees import TreeStore, default_folder
 from ppp.types import InfrastructureError, RecipeError
 
@@ -27,6 +28,7 @@ ONE_TREE_GB = 60e3 / 1e9  # a bound that one tree of these tests is over, as two
 WORKER = """
 import sys
 from pathlib import Path
+from ppp.swe.checkouts import remove_tree
 from ppp.swe.trees import TreeStore
 folder, source, max_gb, *commits = sys.argv[1:]
 store = TreeStore(Path(folder), float(max_gb))
@@ -54,6 +56,13 @@ for _ in range(12):
         assert sorted(path.name for path in tree.rglob("*")) == before
 """
 )
+
+
+@pytest.fixture(autouse=True)
+def no_read_only_folder_is_left(tmp_path: Path) -> Iterator[None]:
+    """Or pytest could not clear up."""
+    yield
+    remove_tree(tmp_path)
 
 
 @pytest.fixture(scope="module")
