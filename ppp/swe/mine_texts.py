@@ -98,7 +98,7 @@ TRIVIAL: Mapping[str, re.Pattern[str]] = {
         rf"^{_VERB}\s+([\w-]+\s+){{0,3}}?{_TEST}(\s+(for|of|in|on|to|with)\b.*)?\W*$",
     ),
     "documentation": _any_of(
-        rf"^{_DOCS}\b\s*[:(]|^(start )?document(s|ing|ed)?\b",
+        rf"^{_DOCS}\b\s*[:(]|^(start )?document(ing)?\b",
         rf"^(update|add|fix|improve|correct|polish|rewrite)\w*\s+((the|some|missing)\s+)*{_DOCS}\b",
     ),
     "translation": _any_of(r"^update\w*\W+(the\W+)?(message catalogs?|(\w+ )?translations?)\b|^translations?\b"),
@@ -116,13 +116,14 @@ REFACTORING = _any_of(
     r"\brefactor(s|ed|ing|ings)?\b",
     r"^\[?(internal )?(clean(ing|ed)?[- ]?ups?|restructur\w*|reorgani[sz]\w*|simplif\w*|moderni[sz]\w*|cosmetic\w*)\b",
     r"^\[?(tidy\w*|style|dedup\w*|typing|mypy|perf|performance)\b",
-    r"^(\w+: )?(factor\w*[- ]out|inline|extract|renam\w*|mov(e|es|ed|ing)|split(s|ting)?( up)?|unify|cleanup)\b",
+    r"^(\w+: )?(factor\w*[- ]out|inline|extract|renam(e|es|ing)|mov(e|es|ing)|split(s|ting)?( up)?|unify|cleanup)\b",
     rf"^(add|use|more|introduce|complete|enable|apply)\w*\s+(\w+\s+){{0,2}}?{_TYPES}\b",
     rf"^(remove|drop|delete)\w*\s+(\w+\s+){{0,2}}?{_UNUSED}\b",
 )
 _REVERT = re.compile(r"^(revert|reverted|reverting|back(ed)? ?out|undo)\b|^this reverts commit\b", re.I | re.M)
 _PULL_REQUEST = re.compile(
-    r"\AMerge (?:pull request|PR) [#!]?(?P<hub>\d+)\b.*|\AMerged in \S+ \(pull request #(?P<bucket>\d+)\)|"
+    r"\AMerge (?:pull request|PR) [#!]?(?P<hub>\d+)\b(?:[ \t]+from \S+)?:?|"
+    r"\AMerged in \S+ \(pull request #(?P<bucket>\d+)\)|"
     r"\AMerge branch '[^'\n]*'(?: into \S+)?(?=\n(?s:.)*^See merge request \S*!(?P<lab>\d+)$)",
     re.M,
 )
@@ -226,20 +227,19 @@ def issue_text(message: str, title: str, entry: str) -> tuple[str, list[str]]:
 
     The message comes first. A pull request's title and a changelog's entry follow where they say more than it does.
     """
-    parts, used = [], []
-    for name, raw in (("message", message), ("pull_request", title), ("changelog", entry)):
-        text = raw if name == "changelog" else without_noise(raw)
-        if name == "message":
-            text = _without_steps(text)
-        words = _words_of(text)
-        if not words:
-            continue
-        known = set(_words_of(" ".join(parts)))
-        if parts and sum(word in known for word in set(words)) >= COVERED * len(set(words)):
-            continue
-        parts.append(text)
-        used.append(name)
-    return "\n\n".join(parts), used
+    parts: list[str] = []
+    used: list[str] = []
+    entries = entry.split("\n\n")
+    described = _without_steps(without_noise(message))
+    if described.endswith("…") and any(text.startswith(described[:-1].rstrip()) for text in entries):
+        described = ""  # a title that was cut
+    texts = [("message", described), ("pull_request", without_noise(title)), *(("changelog", text) for text in entries)]
+    for name, text in texts:
+        known, words = set(_words_of(" ".join(parts))), set(_words_of(text))
+        if words and (not parts or len(words & known) < COVERED * len(words)):
+            parts.append(text)
+            used.append(name)
+    return "\n\n".join(parts), list(dict.fromkeys(used))
 
 
 def _without_steps(text: str) -> str:
