@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -136,5 +137,6 @@ def test_git_that_does_not_end_is_stopped_with_its_children(tmp_path: Path) -> N
             run_git(["-c", f"alias.hang={script}", "hang"], tmp_path, what="a test", timeout_s=timeout_s)
         timeout_s *= 2
     child = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
-    while child.exists() and child.read_text().rpartition(")")[2].split()[0] != "Z":  # it is on its way out
-        time.sleep(0.01)
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it is gone
+        while child.read_text().rpartition(")")[2].split()[0] != "Z":  # it is on its way out
+            time.sleep(0.01)
