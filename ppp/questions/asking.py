@@ -63,6 +63,7 @@ _JOINED = re.compile(
     r"\b(?:and|plus|as\s+well\s+as|&)(?:\s+(?:also|then|please))*"
     rf"\s+(?:{_BEFORE_WH}{WH_ENGLISH}(?!\s+\w+ing\b)|whether\b|{AUXILIARY}\s+{SUBJECT}|{REQUEST}"
     r"|(?:do|does|did)(?:n['’]t)?\s+(?!not\b|so\b|the\s+(?:same|rest)\b)\w+\s+\w)"
+    r"|,\s+and\s+(?:is|are|was|were|do|does|did|should|could|would|ca|wo)n['’]t\s+\w+\s+\w"
     r"|(?:\band|,|;|\s-)\s*if\s+(?:so|yes|not)\b"
     rf"|\b(?:e|ed|y|et|und)(?:\s+(?:anche|auch|aussi|também|también|poi))?\s+(?:{_BEFORE_WH_OTHER}{WH_OTHER}"
     rf"|(?:in|a|di|da|con|per|em|de|com|por|para)\s+(?:che|que)\b|{REQUEST})"

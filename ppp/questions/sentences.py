@@ -42,7 +42,7 @@ _QUOTATION = re.compile(
     r'"([^"\n]{1,300})"|“([^”\n]{1,300})”|«([^»\n]{1,300})»|„([^“”\n]{1,300})[“”]|(?<!\w)[\'‘]([^\'’\n]{1,80})[\'’](?!\w)'
 )
 _INITIALS = re.compile(
-    r"[^\W\d]\.[^\W\d]|(?:[A-Z]\.)+[A-Z]|[afn]\.k\.a|w\.r\.t|[Ss]\.p\.[Aa]|[Ss]\.r\.l|u\.s\.w|Ph\.D|[BM]\.Sc|[BM]\.Eng"
+    r"[^\W\d]\.[^\W\d]|(?:[A-Z]\.)+[A-Z]|p\.e[jsx]|[afn]\.k\.a|w\.r\.t|[Ss]\.p\.[Aa]|[Ss]\.r\.l|u\.s\.w|Ph\.D|[BM]\.Sc|[BM]\.Eng"
 )  # "e.g", "U.S", "z.B", "a.k.a"
 _CODE_TOKEN = re.compile(
     r".*\w(?:\.|::|->)\w|.*[\\_=<>$%@{}]|.*\w\(.*\)|[-~/.]+\w|(?:[^/]*/){2,}|.*[a-z][A-Z]", re.DOTALL
@@ -55,7 +55,8 @@ _TITLE = re.compile(
 )
 _ABBREVIATION = re.compile(
     r"\b((?i:ver|vers|vs|v|nr|no|num|núm|n|art|cap|pag|pág|p|pp|fig|sec|sez|rif|ref|ca|cf|approx|aprox|env"
-    r"|eqs?|ch|chap|abs|abb|kap|tab|es|ecc|etc|bzw|usw|incl|excl|resp|ed|vol|min|max|phd|[bm]sc|dept|est|tel|al)|S)\.(?=\s+(?:[a-zà-ÿ(\d]|Xqx|[IVXLC]{2,}\b|[VX]\b))"
+    r"|eqs?|ch|chap|abs|abb|kap|tab|es|ecc|etc|bzw|usw|incl|excl|resp|ed|vol|min|max|phd|[bm]sc|dept|est|tel|al)|(?:S|Z|ll?)(?=\.\s+\d))\."
+    r"(?=\s+(?:[a-zà-ÿ(\d]|Xqx|[IVXLC]{2,}\b|[VX]\b))"
 )
 _DEGREE = re.compile(r"\b(?:Ph\. ?D|[BM]\. ?(?:Sc|A)|[BM]\. ?Eng)(?=\.)")
 _ORDINAL = re.compile(  # "am 3. Mai", "die 2. Auflage"
@@ -70,7 +71,8 @@ _SPACED_ABBREVIATION = re.compile(
 # "Let us follow plan B. Which is that?" ends there, "ask Mr B. Which" hardly occurs: a small word stands before.
 _LETTER_ENDS = re.compile(
     r"(?<=[a-z]\s)([A-Z]\.)[ \t]+(?=(?:I|It|Its|The|This|That|These|Those|There|They|He|She|We|You|Your|My"
-    r"|What|Which|Whose|Who|When|Where|Why|How|Is|Are|Was|Were|Do|Does|Did|Has|Have|Can|Could|Should|Would|Will|May|If|But|So|Or|Please)\b)"
+    r"|What|Which|Whose|Who|When|Where|Why|How|Is|Are|Was|Were|Do|Does|Did|Has|Have|Can|Could|Should|Would|Will"
+    r"|May|If|But|So|Or|Please)\b)"
 )
 _HESITATION = re.compile(r"\b(hm+|um+|uh+|er+|ah|oh|well|wait|so|ok(?:ay)?)\s*(?:\.{2,}|…)(?=\s)", re.I)
 # A smile between two sentences stands for the stop that people leave out before it.
