@@ -58,6 +58,7 @@ _COMMENTS_FIRST = re.compile(
 _EXPLAINS = re.compile(
     r"[,;(–-]\s*(?:thanks|thank\s+you|thx|grazie|gracias|merci|danke|obrigad[oa])\b"
     r"|\((?:(?:i|we)\s\w|(?:it|there|they)\s(?:is|are|was|were|has|have|does|did)\b)"
+    r"|\w\s+(?:and|so|but)\s+i\s+(?:wonder|was\s+wondering|would\s+like|want|need)\b"
     r"|[,;(–-]\s*(?:because|since|as\s+(?:i|we|you|the|it|this)|perché\s+(?:non|il|la)|porque|weil|denn|car|parce\s+qu)\b"
     r"|\bso\s+(?:that\s+)?(?:i|we)\s+can\b|\bin\s+order\s+to\s+\w+\s+(?:it|this|the\s+(?:bug|issue|problem))\b",
     re.I,
