@@ -63,8 +63,8 @@ def plan_sessions(
     """The held-out sessions: every slice goes round the preferences and through the tasks, both evenly.
 
     Args:
-        rows: task rows, see `data.py`.
-        preferences: users to evaluate with; a slice without any of them is left out.
+        rows: task rows, see `data.py`; those without a vague prompt are for the slice precise alone.
+        preferences: users to evaluate with; a slice without any of them, or without a row, is left out.
         num_sessions: of the slices vague_seen and precise.
         num_per_unseen: sessions of each unseen preference.
         seed: of the expansion.
@@ -79,11 +79,13 @@ def plan_sessions(
         "precise": (quiet, num_sessions),
     }
     sessions = []
+    vague = [row for row in rows if row["vague_prompt"] is not None]
     for name, (users, number) in plans.items():
-        for index in range(number if users else 0):
+        fitting = rows if name == "precise" else vague
+        for index in range(number if users and fitting else 0):
             # Users and tasks both go round; where their rounds meet, a step aside gives pairs that were not there yet.
-            aside = index // math.lcm(len(users), len(rows))
-            row = rows[(index + aside) % len(rows)]
+            aside = index // math.lcm(len(users), len(fitting))
+            row = fitting[(index + aside) % len(fitting)]
             task = make_task(row, users[index % len(users)], precise=name == "precise", seed=seed)
             sessions.append(Session(name, SLICES[name] + index, task))
     return sessions

@@ -67,6 +67,15 @@ def test_a_task_meets_another_user_each_time() -> None:
     assert len({(task.precise_prompt, task.preference, task.prompt) for task in vague}) == 240
 
 
+def test_tasks_without_a_vague_prompt_are_played_with_the_precise_one_alone() -> None:
+    some = [{**row, "vague_prompt": None} if index % 2 else row for index, row in enumerate(rows())]
+    sessions = plan_sessions(some, ALL, num_sessions=60, num_per_unseen=2, seed=0)
+    assert Counter(session.slice for session in sessions) == {"vague_seen": 60, "vague_unseen": 16, "precise": 60}
+    assert all(session.task.is_precise == (session.slice == "precise") for session in sessions)
+    none = plan_sessions([{**row, "vague_prompt": None} for row in rows()], ALL, 60, 2, seed=0)
+    assert {session.slice for session in none} == {"precise"}
+
+
 def test_fewer_unseen_sessions_leave_the_others_and_their_noise_alone() -> None:
     many = plan_sessions(rows(), ALL, num_sessions=24, num_per_unseen=10, seed=0)
     few = plan_sessions(rows(), ALL, num_sessions=24, num_per_unseen=1, seed=0)
