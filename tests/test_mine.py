@@ -9,6 +9,7 @@ import random
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,14 @@ def test_filters_with_a_limit_let_through_what_keeps_to_it(name: str, tmp_path: 
     history.begin()
     make(history)
     assert mined(history.write(tmp_path / "repo")).removed[name] == 0
+
+
+def test_the_period_begins_with_since_and_ends_before_until(tmp_path: Path) -> None:
+    folder = of_fixes(*range(5)).write(tmp_path / "repo")
+    moments = [datetime.fromtimestamp(START + (2 + number) * DAY, UTC).isoformat() for number in range(5)]
+    rows = mined(folder, since=moments[1], until=moments[3]).rows
+    assert [row["precise_prompt"] for row in rows] == [message_of(1), message_of(2)]
+    assert [row["mined"]["date"] for row in rows] == moments[1:3]
 
 
 def test_merges_can_be_none_so_that_each_commit_is_looked_at(tmp_path: Path) -> None:
@@ -457,8 +466,12 @@ def test_an_interrupted_run_keeps_what_it_has_and_ends_up_with_the_same_files(
     options: Sequence[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mine, "CHUNK", 2)
-    history = of_fixes(*range(6))
-    for word in ("again", "always", "sometimes"):
+    history = of_fixes(0)
+    for word in ("again", "", "always", "sometimes"):
+        if not word:
+            for number in range(1, 6):
+                history.fix(number)
+            continue
         history.commit(
             f"{GOOD}, as if they were not there {word}", {"app.py": functions(1, mark=word), "tests/test_app.py": word}
         )
@@ -469,7 +482,8 @@ def test_an_interrupted_run_keeps_what_it_has_and_ends_up_with_the_same_files(
     _interrupt_after(2, monkeypatch)
     assert run(folder, *options, "--test_share", "0.3", "--overwrite") == mine_cli.INTERRUPTED
     assert run.manifest["interrupted"] and run.manifest["counts"]["examined"] == 4
-    assert len(run.rows()) + len(run.rows("test")) == 4 and "the same call goes on" in run.stderr
+    num_removed = run.manifest["counts"]["removed"]["same_text"]
+    assert len(run.rows()) + len(run.rows("test")) == 4 - num_removed and "the same call goes on" in run.stderr
     assert run(folder, *options, "--test_share", "0.4") == 2 and "--overwrite" in run.stderr
     assert run(folder, *options, "--test_share", "0.3") == 0
     again = run.contents()
