@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from git_history import git, random_history
+from test_patches import make_patch
 
 from ppp.cli import main as ppp_main
 from ppp.data import expand, load_task_rows
@@ -162,6 +163,7 @@ CASES: dict[str, tuple[Callable[[History], None], dict[str, Any], int, int]] = {
     "refactoring": (lambda h: _other(h, "Refactor the reader of forms and odd numbers"), {}, 1, 0),
     "short": (lambda h: _other(h, "Odd numbers (fixes #1234)\n\nSigned-off-by: Ann B. C. Dee <a@b.c>"), {}, 1, 0),
     "many_lines": (lambda h: _other(h, files={**FILES, "app.py": functions(1, 2)}), {"max_lines": 3}, 1, 0),
+    "without": (_other, {"without": ("KNOWN",)}, 1, 0),
     "not_python": (lambda h: _other(h, files={**FILES, "old.py": "print 'two'\n"}), {}, 1, 0),
     "no_label": (lambda h: _other(h, files={**FILES, "app.py": functions() + "X = 1\n"}), {}, 1, 0),
     "many_functions": (lambda h: _other(h, files={**FILES, "app.py": functions(1, 2)}), {"max_functions": 1}, 1, 0),
@@ -178,6 +180,10 @@ def test_every_filter_takes_away_what_it_says_and_counts_it(name: str, tmp_path:
     history.begin()
     history.fix(0)
     make(history)
+    if "without" in options:
+        known = {"instance_id": "known-1", "patch": make_patch(functions(), functions(1), "app.py")}
+        (tmp_path / "known.jsonl").write_text(json.dumps(known) + "\n")
+        options = {"without": (str(tmp_path / "known.jsonl"),)}
     miner = mined(history.write(tmp_path / "repo"), **options)
     assert miner.removed[name] == num_removed, miner.removed
     assert len(miner.rows) == 1 + num_more and not miner.problems
@@ -448,6 +454,22 @@ def test_a_draw_is_a_part_of_all_tasks_and_depends_on_the_seed_only(run: Run, tm
     assert drawn[0] == drawn[1] != drawn[2] and all(len(names) == 4 for names in drawn)
 
 
+def test_fixes_of_a_test_set_are_left_out_also_where_more_is_done_with_them(run: Run, tmp_path: Path) -> None:
+    history = of_fixes(*range(4))
+    history.commit(GOOD, {"app.py": functions(1, 2, 3), "src/themes.py": functions(4), "tests/test_app.py": "# odd\n"})
+    folder = history.write(tmp_path / "repo")
+    assert run(folder, "--test_share", "0.4") == 0
+    held_out = [row["mined"]["commit"] for row in run.rows("test")]
+    patch = make_patch(functions(), functions(4), "src/themes.py")
+    (tmp_path / "issues.jsonl").write_text(json.dumps({"patch": patch, "problem_statement": "x"}) + "\n")
+    tasks = (run.out / "test.jsonl").rename(tmp_path / "tasks.jsonl")
+    assert run(folder, "--without", str(tmp_path / "issues.jsonl"), "--overwrite") == 0
+    assert [row["precise_prompt"] for row in run.rows()] == [message_of(number) for number in range(4)]
+    assert run(folder, "--without", str(tasks), "--overwrite") == 0
+    assert len(held_out) == 2 and len(run.rows()) == 3
+    assert not {row["mined"]["commit"] for row in run.rows()} & set(held_out)
+
+
 def _interrupt_after(num_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
     step = Miner.step
@@ -566,10 +588,16 @@ def test_a_repository_that_cannot_be_mined_is_named(name: str, run: Run, tmp_pat
         ("--ref", "--all"),
         ("--max_lines", "x"),
         ("--unknown", "1"),
+        ("--without", "no-such-file.jsonl"),
+        ("--without", "without.jsonl"),
     ],
 )
-def test_an_option_that_makes_no_sense_is_named(options: tuple[str, str], run: Run, tmp_path: Path) -> None:
+def test_an_option_that_makes_no_sense_is_named(
+    options: tuple[str, str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = of_fixes(0).write(tmp_path / "repo")
+    monkeypatch.chdir(tmp_path)
+    Path("without.jsonl").write_text('{"patch": ""}\n')
     assert run(folder, *options) == 2
     assert options[0].removeprefix("--") in run.stderr and not run.out.exists()
 

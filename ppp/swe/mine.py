@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ppp.swe.labels import SUFFIXES, edited_functions
 from ppp.swe.mine_filters import FILTERS, Draft, MineOptions, labels_of
@@ -29,14 +30,70 @@ from ppp.swe.mine_history import (
 from ppp.swe.mine_texts import Seen, changelog_entry, issue_text, pull_request, referred
 from ppp.swe.patches import FileChange, PatchError, parse_patch
 from ppp.swe.prepare import ContentKeys, PrepareOptions, TaskRow, content_keys, prepare_tasks
-from ppp.swe.sources import Issue, Problem
+from ppp.swe.rows import EVALUATION
+from ppp.swe.sources import Issue, Problem, read_source
 from ppp.types import InfrastructureError, RecipeError
 from ppp.vaguenizer.gold_names import GoldName, find_gold, gold_names, plain
 
 CHUNK = 50  # commits that git is asked about at once
 MASK = "[...]"
 
+SHARED = 0.5  # of the lines of the smaller of two fixes: more, and they are one fix, told in other parts
+
 Contents = tuple[str, Mapping[str, str]]  # a patch, and path -> text before it
+
+
+class KnownFixes:
+    """The fixes in files of issues or task rows, found again where a commit has them whole, in part, or with others.
+
+    Raises:
+        RecipeError: a file cannot be read, or a row in it has no patch.
+    """
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self._rows_by_line: dict[tuple[str, str], list[int]] = {}
+        self._sizes: list[int] = []
+        for file in files:
+            where = file
+            try:
+                for place, row, problem in read_source(file):
+                    where = f"{file}, {place}"
+                    if problem:
+                        raise RecipeError(problem)
+                    self._add(_changed_lines(parse_patch(_patch_in(row))))
+            except (PatchError, RecipeError) as error:
+                raise RecipeError(f"without: {where}: {error}") from error
+
+    def _add(self, lines: set[tuple[str, str]]) -> None:
+        for line in lines:
+            self._rows_by_line.setdefault(line, []).append(len(self._sizes))
+        self._sizes.append(len(lines))
+
+    def has(self, changes: Sequence[FileChange]) -> bool:
+        lines = _changed_lines(changes)
+        shared = Counter(row for line in lines for row in self._rows_by_line.get(line, ()))
+        return any(num > SHARED * min(len(lines), self._sizes[row]) for row, num in shared.items())
+
+
+def _patch_in(row: Any) -> str:
+    payload = row.get("payload", row) if isinstance(row, Mapping) else None
+    holder = payload.get(EVALUATION, payload) if isinstance(payload, Mapping) else None
+    patch = holder.get("patch") if isinstance(holder, Mapping) else None
+    if not isinstance(patch, str) or not patch.strip():
+        raise RecipeError("patch is missing; allowed: issues or task rows with their fixes")
+    return patch
+
+
+def _changed_lines(changes: Sequence[FileChange]) -> set[tuple[str, str]]:
+    """(path, sign and text) of the lines of code that a patch changes."""
+    return {
+        (change.path, kind + text.strip())
+        for change in changes
+        if change.path.endswith(SUFFIXES)
+        for hunk in change.hunks
+        for kind, text in hunk.lines
+        if kind != " " and text.strip()
+    }
 
 
 class Miner:
@@ -53,6 +110,7 @@ class Miner:
     def __init__(self, folder: Path, options: MineOptions, name: str | None = None) -> None:
         self.folder, self.options = folder.absolute(), options
         self.git = check_repository(folder)
+        self._known = KnownFixes(options.without)
         self.name = name or repository_name(self.git)
         commits = read_history(self.git, options.ref)
         self.head, self.num_commits = commits[0].id, len(commits)
@@ -168,6 +226,7 @@ class Miner:
         """Take a draft through the other stages; what is wrong with its patch, if something is."""
         try:
             changes = self._divide(draft, patch)
+            draft.is_known = self._known.has(changes)
             draft.text, draft.text_from = issue_text(draft.message, draft.title, changelog_entry(changes))
             if not self._passes(draft, "text"):
                 return ""

@@ -86,6 +86,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--source_folders", nargs="+", default=(), metavar="DIR", help="where sources are; default: outside tests, docs"
     )
     parser.add_argument("--test_pattern", default=default.test_pattern, help="regular expression for paths of tests")
+    parser.add_argument(
+        "--without",
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="leave out the fixes of these issues or tasks",
+    )
     parser.add_argument("--max_tasks", type=int, help="draw so many of the tasks")
     parser.add_argument("--seed", type=int, default=default.seed, help="of the draw")
     parser.add_argument("--test_share", type=float, default=0.0, help="share of the tasks for test.jsonl: the newest")
@@ -103,14 +110,14 @@ def read_options(arguments: argparse.Namespace) -> MineOptions:
         raise refuse("test_share", arguments.test_share, "must be between 0 and 1")
     if not arguments.repository.is_dir():
         raise refuse("REPO", str(arguments.repository), "must be the folder of a git repository")
-    given = vars(arguments) | {"source_folders": tuple(arguments.source_folders)}
+    given = vars(arguments) | {name: tuple(vars(arguments)[name]) for name in ("source_folders", "without")}
     return MineOptions(**{entry.name: given[entry.name] for entry in fields(MineOptions)})
 
 
 def arguments_as_json(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments as a manifest has them."""
     values = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
-    return values | {"source_folders": list(arguments.source_folders)}
+    return values | {name: list(values[name]) for name in ("source_folders", "without")}
 
 
 def resume(miner: Miner, arguments: argparse.Namespace) -> bool:

@@ -45,6 +45,7 @@ class MineOptions:
         min_words: of the text, without trailers and references.
         source_folders: where sources are; none: everywhere but in tests, documentation and scripts.
         test_pattern: regular expression that the paths of tests match somewhere.
+        without: files of issues or task rows whose fixes must not become tasks, such as those of a test set.
         max_tasks: drawn with `seed` from all that could be; None for all of them.
     """
 
@@ -60,6 +61,7 @@ class MineOptions:
     max_lines: int = 250
     source_folders: tuple[str, ...] = ()
     test_pattern: str = TEST_PATTERN
+    without: tuple[str, ...] = ()
     max_tasks: int | None = None
     seed: int = 0
 
@@ -114,6 +116,7 @@ class Draft:
         is_part: a merge that is taken as one commit brought it in.
         title: of the pull request that it belongs to, or that its message names.
         text, text_from: what the issue says, see `issue_text`.
+        is_known: its fix is one of those in `MineOptions.without`.
         named: for each function of the label, whether the text gives its name away.
         repeats: what it has in common with an earlier task: "text", "patch".
     """
@@ -129,6 +132,7 @@ class Draft:
     patch: str = ""
     test_patch: str = ""
     num_lines: int = 0
+    is_known: bool = False
     labels: Labels | None = None
     named: list[bool] = field(default_factory=list)
     repeats: set[str] = field(default_factory=set)
@@ -179,6 +183,7 @@ FILTERS: Mapping[str, Filter] = {
     "refactoring": Filter("commit", "that change no behaviour", lambda d, o: is_refactoring(d.subject)),
     "short": Filter("text", "with fewer words than min_words", lambda d, o: len(d.text.split()) < o.min_words),
     "many_lines": Filter("text", "with more lines than max_lines", lambda d, o: d.num_lines > o.max_lines),
+    "without": Filter("text", "whose fix is in the files of --without", lambda d, o: d.is_known),
     "not_python": Filter("label", "with a file that Python cannot parse", lambda d, o: bool(labels_of(d).problems)),
     "no_label": Filter("label", "that edit no function", lambda d, o: not labels_of(d).functions),
     "many_functions": Filter(
