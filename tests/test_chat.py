@@ -118,8 +118,9 @@ def test_what_may_pass_is_tried_again_and_counted(server: ChatServer, fault: str
     server.script = [fault, None]
     gateway = make_gateway(server, timeout_s=0.3 if fault in ("hang", "trickle") else 5.0)
     assert say(gateway).text == "OK"
-    assert server.num_requests == 2
-    assert failures(gateway) == {KINDS.get(fault, fault): 1}
+    num_failures = server.num_requests - 1  # a busy machine may let a second attempt wait past so short a timeout
+    assert num_failures == 1 or (fault in ("hang", "trickle") and num_failures > 1)
+    assert failures(gateway) == {KINDS.get(fault, fault): num_failures}
 
 
 def test_every_fault_of_the_server_is_tested() -> None:
