@@ -16,15 +16,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from ppp.checks import refuse
 from ppp.codec import Codec
-from ppp.engines import engine_class
-from ppp.engines.base import Engine
-from ppp.engines.transformers import TransformersEngine
+from ppp.engines import ENGINES, engine_class
+from ppp.engines.base import Engine, EngineSettings
 from ppp.recipe import Recipe
 from ppp.rollout import RolloutPool
 from ppp.tiny_model import byte_tokenizer, save_tiny_model, tiny_model
 from ppp.types import RecipeError, RunStoppedError
 from ppp.users.crowd import Crowd
 
+TINY_MODEL_DIR = "tiny_model"
+TRAINED = sorted(set(ENGINES) - {"scripted"})
 LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError)  # what transformers raises for a model that cannot be loaded
 
 
@@ -110,7 +111,7 @@ def max_context(recipe: Recipe) -> int:
     return limits.max_prompt_tokens + limits.max_completion_tokens
 
 
-def check_engine(recipe: Recipe) -> None:
+def check_engine(recipe: Recipe, codec: Codec) -> None:
     """Find out, before a model is loaded, whether the recipe's engine can play it.
 
     Raises:
@@ -118,32 +119,44 @@ def check_engine(recipe: Recipe) -> None:
     """
     config = recipe.config
     if config.engine == "scripted":
-        raise refuse("engine", config.engine, "an engine with a model of its own: transformers")
-    engine_class(config.engine).check_options(config.engine_options)
+        raise refuse("engine", config.engine, f"an engine with a model of its own: {', '.join(TRAINED)}")
+    engine = engine_class(config.engine)
+    engine.check_options(config.engine_options)
+    engine.check_run(engine_settings(recipe, codec, _no_model))
 
 
 def build_engine(recipe: Recipe, codec: Codec, model_provider: Callable[[], PreTrainedModel]) -> Engine:
-    """The engine that the recipe names.
+    """The engine that the recipe names; `check_engine` has been called.
 
     Args:
         model_provider: the model as it is now, unwrapped; asked at the start of each rollout phase.
-
-    Raises:
-        RecipeError: see `check_engine`.
     """
-    check_engine(recipe)
+    return engine_class(recipe.config.engine).build(engine_settings(recipe, codec, model_provider))
+
+
+def engine_settings(recipe: Recipe, codec: Codec, model_provider: Callable[[], PreTrainedModel]) -> EngineSettings:
+    """What the recipe says to its engine."""
     config, args = recipe.config, recipe.args
-    return TransformersEngine(
+    output_dir = Path(str(args.output_dir))
+    return EngineSettings(
         model_provider,
-        codec.eos_id,
+        model_name=str(output_dir / TINY_MODEL_DIR) if config.tiny_model else str(config.model_name_or_path),
+        dtype=config.dtype,
+        lora_r=config.lora_r if config.use_peft else None,
+        eos_id=codec.eos_id,
         max_concurrency=config.max_concurrency,
         max_length=max_context(recipe),
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
         deterministic=config.deterministic,
+        output_dir=output_dir,
         options=config.engine_options,
     )
+
+
+def _no_model() -> PreTrainedModel:
+    raise RuntimeError("the model is not loaded yet")
 
 
 def check_crowds(crowds: Sequence[Crowd]) -> None:

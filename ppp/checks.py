@@ -1,4 +1,4 @@
-"""The wording of an operator's mistake: field, value, what is allowed, and the nearest known name.
+"""Fields of a recipe with their documentation, and the wording of an operator's mistake: field, value, what is allowed.
 
 Whatever checks a recipe's values uses these, from the dataclasses of `config.py` to the options of a user.
 """
@@ -7,9 +7,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import field
 from typing import Any
 
 from ppp.types import RecipeError
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with its documentation; mutable defaults are copied."""
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
 
 
 def refuse(name: str, value: Any, allowed: str) -> RecipeError:

@@ -17,11 +17,11 @@ from ppp.baselines import build_policy
 from ppp.build import build_pool
 from ppp.checks import refuse
 from ppp.codec import Codec
-from ppp.config import source_options
 from ppp.data import expand, load_task_rows
 from ppp.engines.scripted import ScriptedEngine
 from ppp.environments import environment_class
 from ppp.recipe import Recipe
+from ppp.recipe_config import source_options
 from ppp.rollout import RolloutJob, build_messages
 from ppp.run_log import read_jsonl
 from ppp.session import Toolbox

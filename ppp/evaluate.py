@@ -24,11 +24,11 @@ from ppp.batch import TooManyFailuresError, check_failures
 from ppp.bookkeeping import Bookkeeper
 from ppp.build import build_codec, build_engine, build_model, build_pool, build_tokenizer, check_crowds, check_engine
 from ppp.codec import Codec
-from ppp.config import source_options
 from ppp.data import TaskRow, expand, load_task_rows
 from ppp.engines.scripted import ScriptedEngine
 from ppp.preferences import SEEN, UNSEEN
 from ppp.recipe import Recipe, read_recipe
+from ppp.recipe_config import source_options
 from ppp.rewards import METRIC_VERSION, RewardSettings, score_trajectory, summarize
 from ppp.rollout import RolloutJob, RolloutPool
 from ppp.run_log import trajectory_record
@@ -171,9 +171,9 @@ def build_agent(recipe: Recipe, agent: str | None, crowd: Crowd) -> RolloutPool:
         }
         pool.limits = replace(pool.limits, **unbound)
         return pool
-    check_engine(recipe)
     tokenizer = build_tokenizer(recipe)
     codec = build_codec(recipe, tokenizer)
+    check_engine(recipe, codec)
     model = build_model(recipe, tokenizer).to(recipe.args.device).eval()
     return build_pool(recipe, codec, build_engine(recipe, codec, lambda: model), crowd)
 

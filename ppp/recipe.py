@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from trl import TrlParser
+from transformers import HfArgumentParser
 
 from ppp.checks import refuse, refuse_unknown
-from ppp.config import PPPConfig, RecipeConfig
+from ppp.config import PPPConfig
+from ppp.recipe_config import RecipeConfig
 from ppp.types import RecipeError
 from ppp.warmstart_config import WarmstartConfig
 
@@ -54,8 +55,8 @@ class Recipe:
         return yaml.safe_dump({key: self.values[key] for key in sorted(self.values)}, allow_unicode=True)
 
 
-class RecipeParser(TrlParser):
-    """TrlParser whose complaints are RecipeErrors and which reads mappings from the command line as YAML."""
+class RecipeParser(HfArgumentParser):
+    """HfArgumentParser whose complaints are RecipeErrors and which reads mappings from the command line as YAML."""
 
     def __init__(self, prog: str | None = None) -> None:
         super().__init__(
@@ -119,7 +120,7 @@ def read_recipe(argv: Sequence[str], prog: str | None = None) -> Recipe:
         if not takes_mapping(known.get(key)):
             raise refuse_unknown("option", f"--{key}.{entry}", [f"--{name}" for name in known])
     defaults = {key: parser.get_default(key) for key in known}
-    parser.set_defaults_with_config(**given)
+    parser.set_defaults(**given)
     namespace, unknown = parser.parse_known_args(rest)
     for text in unknown:
         if not text.startswith("--"):

@@ -102,7 +102,8 @@ class RolloutPool:
             KeyboardInterrupt: likewise; every environment is closed first.
         """
         if not jobs:
-            return []
+            with self.engine.phase(step):  # an engine may need all processes, and the others have something to play
+                return []
         self._prompts.clear()
         crowd = crowd or self.crowd
         if self.interaction and crowd not in self._asked:

@@ -25,6 +25,7 @@ from datasets import Dataset
 from ppp.batch import NoLearningSignalError, RolloutSettings, TooManyFailuresError
 from ppp.bookkeeping import Bookkeeper
 from ppp.build import (
+    TINY_MODEL_DIR,
     build_codec,
     build_engine,
     build_model,
@@ -37,10 +38,10 @@ from ppp.build import (
 from ppp.callbacks import LearningSignalGuard, MetricsWriter, Progress
 from ppp.checks import refuse
 from ppp.codec import Codec
-from ppp.config import source_options
 from ppp.data import expand, load_task_rows, mix, to_dataset
 from ppp.environments import environment_class
 from ppp.recipe import Recipe, read_recipe
+from ppp.recipe_config import source_options
 from ppp.rollout import build_messages
 from ppp.run_log import RunLog
 from ppp.session import Toolbox
@@ -53,7 +54,6 @@ PROG = "ppp train"
 RECIPE_FILE = "recipe.yaml"
 VERSIONS_FILE = "versions.json"
 WANDB_RUN_FILE = "wandb_run_id.txt"
-TINY_MODEL_DIR = "tiny_model"
 EXIT_RECIPE, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 1, 130
 
 
@@ -103,6 +103,7 @@ def run(recipe: Recipe) -> PPPTrainer:
     train_dataset = load_sessions(recipe, codec, "train_tasks", config.preferences)
     eval_dataset = load_sessions(recipe, codec, "eval_tasks", config.eval_preferences) if config.eval_tasks else None
     check_steps(recipe, len(train_dataset), eval_dataset is not None)
+    check_engine(recipe, codec)
     books = open_books(recipe)
     crowds = books.crowds.different if eval_dataset is not None else [books.crowds.train]
     check_crowds(crowds if config.interaction else [])
@@ -239,7 +240,7 @@ def check_steps(recipe: Recipe, num_sessions: int, has_evaluation: bool) -> None
     """Check what only shows when recipe and data are put together.
 
     Raises:
-        RecipeError: fewer sessions than a step takes, an evaluation without tasks, an engine that cannot train.
+        RecipeError: fewer sessions than a step takes, an evaluation without tasks.
     """
     args = recipe.args
     num_groups = args.generation_batch_size // args.num_generations
@@ -247,7 +248,6 @@ def check_steps(recipe: Recipe, num_sessions: int, has_evaluation: bool) -> None
         raise RecipeError(f"train_tasks: {num_sessions} sessions are too few; a step takes {num_groups} different ones")
     if args.eval_strategy != "no" and not has_evaluation:
         raise refuse("eval_strategy", str(args.eval_strategy.value), "no, unless eval_tasks name tasks")
-    check_engine(recipe)
 
 
 def prepare_output_dir(recipe: Recipe, folder: Path) -> None:

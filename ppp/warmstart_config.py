@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from ppp.checks import check_at_least, refuse, refuse_unknown
-from ppp.config import RecipeConfig, expand_preferences, option
+from ppp.checks import check_at_least, option, refuse, refuse_unknown
+from ppp.recipe_config import RecipeConfig, expand_preferences
 
 # For models that start from random weights: name -> where it is made.
 TOKENIZERS = {"town": "ppp.baselines.town_tokenizer:town_tokenizer", "byte": "ppp.tiny_model:byte_tokenizer"}

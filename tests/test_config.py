@@ -10,9 +10,10 @@ import pytest
 import yaml
 from toy import register
 
-from ppp.config import PPPConfig, RecipeConfig, expand_preferences
+from ppp.config import PPPConfig
 from ppp.preferences import PREFERENCES, SEEN, UNSEEN
 from ppp.recipe import Recipe, field_types, read_recipe
+from ppp.recipe_config import RecipeConfig, expand_preferences
 from ppp.types import Answer, RecipeError, Task, Turn
 from ppp.users import USERS
 from ppp.users.base import User

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+from transformers import PreTrainedModel
 
 from ppp.types import RecipeError, Task, Turn
 
@@ -43,6 +46,39 @@ class Generation:
     finish_reason: Literal["stop", "length"]
 
 
+@dataclass(frozen=True)
+class EngineSettings:
+    """What a recipe says to the engine that generates its rollouts.
+
+    Attributes:
+        model_provider: the policy as it is now, unwrapped, with its adapters; asked for at the start of a phase.
+        model_name: folder or name on the Hub from which the policy was loaded.
+        dtype: in what precision its weights are loaded: "auto", "float32", "bfloat16", "float16".
+        lora_r: rank of the adapters that are trained; None where all weights are.
+        eos_id: the token that ends a turn.
+        max_concurrency: trajectories at the same time, per process.
+        max_length: tokens of the longest trajectory, prompt included.
+        temperature, top_k, top_p: of the sampling; top_k 0 and top_p 1 cut nothing off.
+        deterministic: two runs must agree bit for bit.
+        output_dir: the run's folder.
+        options: `engine_options` of the recipe.
+    """
+
+    model_provider: Callable[[], PreTrainedModel]
+    model_name: str
+    dtype: str
+    lora_r: int | None
+    eos_id: int
+    max_concurrency: int
+    max_length: int
+    temperature: float
+    top_k: int
+    top_p: float
+    deterministic: bool
+    output_dir: Path
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Engine(ABC):
     """Many trajectories call `generate` at once, from one event loop, inside one `phase`."""
 
@@ -56,11 +92,30 @@ class Engine(ABC):
         if options:
             raise RecipeError(f"engine_options.{next(iter(options))}: unknown; this engine has no options")
 
+    @classmethod
+    def check_run(cls, settings: EngineSettings) -> None:
+        """Find out, on every process and before a model is loaded, what else would keep this engine from working: a
+        server that does not answer, adapters that it does not take, processes that cannot be split as asked.
+
+        Raises:
+            RecipeError: names the field, its value and what is allowed.
+        """
+
+    @classmethod
+    def build(cls, settings: EngineSettings) -> Engine:
+        """The engine of a run.
+
+        Raises:
+            RecipeError: this engine has no model of its own.
+        """
+        raise RecipeError(f"engine: {cls.__name__} has no model that could be trained")
+
     @contextmanager
     def phase(self, step: int) -> Iterator[None]:
         """A rollout phase: weights are current inside and do not change. `step` identifies the weights.
 
-        Entered and left on the trainer's thread, around the whole batch; the default does nothing.
+        Entered and left on the trainer's thread, around the whole batch; the default does nothing. All processes enter
+        it together, those without a trajectory to play included, so that it may talk to the others.
         """
         yield
 

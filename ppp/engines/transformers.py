@@ -17,7 +17,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from ppp.engines.base import Engine, Generation, GenerationRequest
+from ppp.engines.base import Engine, EngineSettings, Generation, GenerationRequest
 from ppp.engines.paged_session import Session
 from ppp.engines.sampling import Sampler
 from ppp.types import InfrastructureError, RecipeError
@@ -98,6 +98,21 @@ class TransformersEngine(Engine):
             is_count = type(value) is int and value >= 1
             if not is_count and not (value is None and name == "num_blocks"):
                 raise RecipeError(f"engine_options.{name}: {value!r} is not allowed; give a whole number of at least 1")
+
+    @classmethod
+    def build(cls, settings: EngineSettings) -> TransformersEngine:
+        """The engine of a run; it generates with the policy itself, in the same process."""
+        return cls(
+            settings.model_provider,
+            settings.eos_id,
+            max_concurrency=settings.max_concurrency,
+            max_length=settings.max_length,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            deterministic=settings.deterministic,
+            options=settings.options,
+        )
 
     @contextmanager
     def phase(self, step: int) -> Iterator[None]:
