@@ -45,7 +45,7 @@ pip() { "$venv_python" -m pip "$@"; }
 echo "setup: installing torch (CPU set-up of constraints-cpu.txt)"
 pip install --quiet -c constraints-cpu.txt torch==2.13.0
 echo "setup: installing ppp and its dependencies (editable, with the extra dev)"
-pip install --quiet -c constraints-cpu.txt hatchling
+pip install --quiet -c constraints-cpu.txt hatchling setuptools wheel
 pip install --quiet -c constraints-cpu.txt --no-build-isolation --editable ".[dev]"
 printf '%s\n' "$stamp" >"$stamp_file"
 echo "setup: done; activate it with 'source .venv/bin/activate'"
