@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ppp.engines.sampling import Sampler, uniforms
+from ppp.engines.sampling import Sampler, request_seed, uniforms
 
 
 def test_noise_is_a_function_of_key_and_position_alone() -> None:
@@ -62,3 +62,10 @@ def test_extreme_noise_never_draws_an_impossible_token() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).expand(2, -1)
     drawn, _ = Sampler()(logits, torch.tensor([2.0**-53, 1 - 2.0**-53], dtype=torch.float64))
     assert drawn.tolist() == [1, 1]
+
+
+def test_seeds_of_turns_are_a_function_of_key_and_position_alone() -> None:
+    seeds = {request_seed(key, position) for key in (-1, 0, 1, 2**63) for position in range(50)}
+    assert len(seeds) == 200
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert request_seed(7, 3) == request_seed(7 + 2**64, 3)

@@ -30,6 +30,16 @@ def uniforms(keys: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
     return torch.from_numpy(((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52)
 
 
+def request_seed(noise_key: int, position: int) -> int:
+    """The seed of one turn, for engines that draw with a generator of their own per request: in [0, 2**63).
+
+    Like the noise of a token it depends on nothing but (noise_key, position of the turn's first token).
+    """
+    key = np.array([noise_key & _MASK], dtype=np.uint64)
+    bits = _mix(_mix(key) + np.array([(position + 1) & _MASK], dtype=np.uint64) * _GOLDEN)
+    return int(bits[0] >> np.uint64(1))
+
+
 class Sampler:
     """Draws one token per row by inverting the cumulative distribution at a given number.
 
