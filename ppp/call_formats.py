@@ -35,6 +35,11 @@ class CallFormat:
         example: what the policy is shown when its call could not be read.
         read: (text, position after `opening`, tools by name, format) -> (call, position after the call).
         write: (call, format) -> segments, from `opening` to `closing`.
+        signs: texts that all stand in the chat template of a model that writes this dialect.
+        thought_opening: the text that starts a thought.
+        thought_closing: the text that ends it.
+        value_frame: what its templates put before and behind the value of a parameter.
+        shows_tools: whether its models learn of their tools from the chat template.
     """
 
     opening: str
@@ -42,14 +47,21 @@ class CallFormat:
     example: str
     read: Callable[[str, int, Mapping[str, ToolSpec], CallFormat], tuple[ToolCall, int]]
     write: Callable[[ToolCall, CallFormat], list[Segment]]
+    signs: tuple[str, ...]
+    thought_opening: str = "<think>"
+    thought_closing: str = "</think>"
+    value_frame: str = ""
+    shows_tools: bool = True
 
 
 _JSON = json.JSONDecoder()
 _SPACE = re.compile(r"\s*")
 _FUNCTION = re.compile(r"\s*<function=([^<>\n]+)>")
-_PARAMETER = re.compile(r"\s*<parameter=([^<>\n]+)>\n?")
+_PARAMETER = re.compile(r"\s*<parameter=([^<>\n]+)>")
 # A value may itself hold "</parameter>": it ends at the first one that another parameter or the function's end follows.
-_PARAMETER_END = re.compile(r"\n?</parameter>(?=\s*(?:<parameter=|</function>))")
+_PARAMETER_END = re.compile(r"</parameter>(?=\s*(?:<parameter=|</function>))")
+# Templates show past calls with the values as Python prints them, so models write them like that.
+_PYTHON_WORDS: dict[str, Any] = {"True": True, "False": False, "None": None}
 _FUNCTION_END = re.compile(r"\s*</function>\s*")
 _MAX_SHOWN = 80
 
@@ -111,10 +123,29 @@ def _typed(text: str, schema: Mapping[str, Any] | None) -> Any:
     declared = (schema or {}).get("type", "string")
     if declared == "string" or (isinstance(declared, list) and "string" in declared):
         return text
+    if text.strip() in _PYTHON_WORDS:
+        return _PYTHON_WORDS[text.strip()]
     try:
         return _without_surrogates(json.loads(text))
     except (ValueError, RecursionError):
         return text
+
+
+def _framed(text: str, fmt: CallFormat) -> str:
+    """The text of a value as it stands between its tags; `_unframed` gives it back."""
+    frame = fmt.value_frame or ("\n" if _is_on_own_lines(text) else "")
+    return f"{frame}{text}{frame}"
+
+
+def _unframed(text: str, fmt: CallFormat) -> str:
+    """A value without the line breaks around it; in a dialect without them only a pair counts, a habit of models."""
+    if fmt.value_frame:
+        return text.removeprefix(fmt.value_frame).removesuffix(fmt.value_frame)
+    return text[1:-1] if _is_on_own_lines(text) else text
+
+
+def _is_on_own_lines(text: str) -> bool:
+    return len(text) > 1 and text[0] == text[-1] == "\n"
 
 
 def _read_xml(text: str, start: int, tools: Mapping[str, ToolSpec], fmt: CallFormat) -> tuple[ToolCall, int]:
@@ -134,7 +165,7 @@ def _read_xml(text: str, start: int, tools: Mapping[str, ToolSpec], fmt: CallFor
         if key in arguments:
             message = f"Parameter {key[:_MAX_SHOWN]!r} is given twice"
             raise CallSyntaxError(message, _skip(text, closing.end(), fmt.closing))
-        arguments[key] = _typed(text[opening.end() : closing.start()], properties.get(key))
+        arguments[key] = _typed(_unframed(text[opening.end() : closing.start()], fmt), properties.get(key))
         position = closing.end()
     ending = _FUNCTION_END.match(text, position)
     if ending is None or not text.startswith(fmt.closing, ending.end()):
@@ -150,8 +181,8 @@ def _write_xml(call: ToolCall, fmt: CallFormat) -> list[Segment]:
     for key, value in call.arguments.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         if _PARAMETER_END.search(text):
-            raise ValueError(f'the argument {key!r} holds what ends an argument in the call format "xml"')
-        segments += [(f"<parameter={key}>\n", True), (text, False), ("\n</parameter>\n", True)]
+            raise ValueError(f"the argument {key!r} holds what ends an argument in this call format")
+        segments += [(f"<parameter={key}>", True), (_framed(text, fmt), False), ("</parameter>\n", True)]
     return [*segments, (f"</function>\n{fmt.closing}", True)]
 
 
@@ -187,19 +218,32 @@ def _write_line(call: ToolCall, fmt: CallFormat) -> list[Segment]:
 
 
 CALL_FORMATS: dict[str, CallFormat] = {
-    "hermes": CallFormat(
-        opening="<tool_call>",
-        closing="</tool_call>",
-        example='<tool_call>\n{"name": "tool", "arguments": {"key": "value"}}\n</tool_call>',
-        read=_read_hermes,
-        write=_write_hermes,
-    ),
     "xml": CallFormat(
         opening="<tool_call>",
         closing="</tool_call>",
         example="<tool_call>\n<function=tool>\n<parameter=key>\nvalue\n</parameter>\n</function>\n</tool_call>",
         read=_read_xml,
         write=_write_xml,
+        signs=("<tool_call>", "<function="),
+        value_frame="\n",
+    ),
+    "seed": CallFormat(
+        opening="<seed:tool_call>",
+        closing="</seed:tool_call>",
+        example="<seed:tool_call>\n<function=tool>\n<parameter=key>value</parameter>\n</function>\n</seed:tool_call>",
+        read=_read_xml,
+        write=_write_xml,
+        signs=("<seed:tool_call>", "<function="),
+        thought_opening="<seed:think>",
+        thought_closing="</seed:think>",
+    ),
+    "hermes": CallFormat(
+        opening="<tool_call>",
+        closing="</tool_call>",
+        example='<tool_call>\n{"name": "tool", "arguments": {"key": "value"}}\n</tool_call>',
+        read=_read_hermes,
+        write=_write_hermes,
+        signs=("<tool_call>",),
     ),
     "line": CallFormat(
         opening="<function=",
@@ -207,15 +251,17 @@ CALL_FORMATS: dict[str, CallFormat] = {
         example="<function=tool> value </function>",
         read=_read_line,
         write=_write_line,
+        signs=("<function=",),
+        shows_tools=False,
     ),
 }
-"""Dialect -> how it is read and written. A template that brings another one gets a row here and a rule in `detect`."""
+"""Dialect -> how it is read and written, those with more signs first; who writes which: "xml" Qwen3.5 and Qwen3-Coder,
+"seed" Seed-OSS, "hermes" Qwen2.5 and Qwen3, "line" the town's own small model."""
 
 
 def detect(chat_template: str) -> str | None:
     """The dialect that a chat template asks the model to write, or None where it cannot be told."""
-    has_wrapper, has_function = "<tool_call>" in chat_template, "<function=" in chat_template
-    return {(True, True): "xml", (True, False): "hermes", (False, True): "line"}.get((has_wrapper, has_function))
+    return next((name for name, fmt in CALL_FORMATS.items() if all(sign in chat_template for sign in fmt.signs)), None)
 
 
 def check_tools(call_format: str, tools: Sequence[ToolSpec]) -> None:
@@ -233,5 +279,5 @@ def check_tools(call_format: str, tools: Sequence[ToolSpec]) -> None:
         if properties and not is_string:
             raise RecipeError(
                 f'call_format: "line" cannot carry the parameters {sorted(properties)} of the tool {tool.name!r}; '
-                f'allowed are tools with one required string parameter, or the formats "hermes" and "xml"'
+                f'allowed are tools with one required string parameter, or the formats "hermes", "xml" and "seed"'
             )

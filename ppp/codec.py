@@ -1,9 +1,8 @@
 """Messages <-> tokens: the prompt, the tokens of an observation, and the reading of a turn.
 
-The only file that knows chat templates. Token streams are append-only: history is never rendered again. A template is
-rendered once with marks in place of the contents and cut there; afterwards only contents are encoded. Contents are
-untrusted: the text of a special token inside them is encoded as plain text and cannot close a turn. How a call is
-written is in `call_formats.py`; `rollout.py` comes next.
+Token streams are append-only: history is never rendered again. The text around contents comes from `chat_template.py`,
+once; afterwards only contents are encoded. Contents are untrusted: the text of a special token inside them is encoded
+as plain text and cannot close a turn. How a call is written is in `call_formats.py`; `rollout.py` comes next.
 """
 
 from __future__ import annotations
@@ -15,24 +14,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ppp.call_formats import CALL_FORMATS, CallSyntaxError, detect
 from ppp.call_formats import check_tools as check_format_carries
+from ppp.chat_template import OBSERVED, PROBE, PROBE_TOOL, WORDS, ChatTemplate, probe_conversation
 from ppp.encoder import Encoder, Segment, clean
 from ppp.types import RecipeError, ToolCall, ToolSpec
 
-_MARK = "\ue000{}\ue001"  # private-use characters: templates pass them through, and nothing strips them
-_MARKS = re.compile("\ue000([0-9]+)\ue001")
 _TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
-_THINK, _THINK_END = "<think>", "</think>"
 _CUT = "\n[... {} tokens cut here ...]\n"
 _CUT_OFF = "The turn was cut off before it ended; a call in it was not executed. Write shorter turns."
-_PROBE = ToolCall("probe", {"text": "value"})
-_PROBE_TOOL = ToolSpec(
-    "probe", "A test.", {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +50,18 @@ class Codec:
     Args:
         tokenizer: a fast tokenizer with a chat template, an EOS token that ends assistant turns, and a pad token.
         call_format: a key of `CALL_FORMATS`.
+        template_options: variables of the chat template, such as "enable_thinking" or "thinking_budget".
 
     Raises:
         RecipeError: the tokenizer or its template cannot be used.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, call_format: str) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        call_format: str,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> None:
         if call_format not in CALL_FORMATS:
             raise RecipeError(f"call_format: {call_format!r} is not known; allowed are {sorted(CALL_FORMATS)}")
         for name, value in (
@@ -82,16 +80,20 @@ class Codec:
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.pad_token_id
         self._format = CALL_FORMATS[call_format]
+        self._template = ChatTemplate(tokenizer, call_format, template_options or {})
         self._encoder = Encoder(tokenizer)
-        self._skeleton = lru_cache(maxsize=64)(self._render_skeleton)
+        self._skeleton = lru_cache(maxsize=64)(self._template.skeleton)
         self._cached_prompt = lru_cache(maxsize=256)(self._encode_prompt)
-        self._frame = lru_cache(maxsize=256)(self._cut_frame)
-        self._opens_think = False
-        self._gap = ""  # what the template puts between the text of a turn and its call
-        self._check_template()
+        self._frame = lru_cache(maxsize=256)(self._encode_frame)
+        self._check_append_only()
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, call_format: str | None = None) -> Codec:
+    def from_tokenizer(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        call_format: str | None = None,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> Codec:
         """A codec whose dialect is told from the chat template unless it is named.
 
         Raises:
@@ -105,7 +107,7 @@ class Codec:
                     f"call_format: the chat template of {tokenizer.name_or_path!r} does not tell how calls are written;"
                     f" set one of {sorted(CALL_FORMATS)}"
                 )
-        return cls(tokenizer, call_format or "hermes")
+        return cls(tokenizer, call_format or "hermes", template_options)
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -136,10 +138,9 @@ class Codec:
         Raises:
             ValueError: the call cannot be written in this dialect.
         """
-        segments: list[Segment] = [("\n</think>\n\n", True)] if self._opens_think else []
-        segments.append((text, False))
+        segments: list[Segment] = [(self._template.lead, True), (text, False)]
         if call is not None:
-            segments += [(self._gap if text else "", False), *self._format.write(call, self._format)]
+            segments += [(self._template.gap if text else "", False), *self._format.write(call, self._format)]
         return [*self._encoder.encode(segments), self.eos_id]
 
     def truncate(self, text: str, max_tokens: int) -> str:
@@ -174,7 +175,7 @@ class Codec:
     def parse(self, token_ids: Sequence[int], tools: Sequence[ToolSpec] = ()) -> ParsedTurn:
         """Read one turn of the policy; never raises, whatever the tokens are.
 
-        A turn acts through exactly one call, outside of <think> blocks, and only if it is closed.
+        A turn acts through exactly one call, outside of thoughts, and only if it is closed.
 
         Args:
             token_ids: as generated, with the end-of-turn token if there was one.
@@ -182,9 +183,9 @@ class Codec:
         """
         closed = bool(token_ids) and token_ids[-1] == self.eos_id
         text = self.decode(token_ids[:-1] if closed else token_ids)
-        if self._opens_think:
-            text = _THINK + text
-        content, reasoning, calls, errors = self._scan(text, {tool.name: tool for tool in tools})
+        if self._template.opens_thought:
+            text = self._format.thought_opening + text
+        content, reasoning, calls, errors, is_thought_open = self._scan(text, {tool.name: tool for tool in tools})
         message: dict[str, Any] = {"role": "assistant", "content": content}
         if reasoning:
             message["reasoning_content"] = reasoning
@@ -200,31 +201,40 @@ class Codec:
             error = f"One call per turn: this turn holds {num_calls}, none was executed."
         elif errors:
             error = f"{errors[0]}. {example}"
+        elif is_thought_open:
+            error = f"No tool call found: the thought was not closed by {self._format.thought_closing}. {example}"
         else:
             error = f"No tool call found; every turn makes exactly one. {example}"
         return ParsedTurn(message, None, error, closed)
 
-    def _scan(self, text: str, tools: Mapping[str, ToolSpec]) -> tuple[str, str, list[ToolCall], list[str]]:
-        """Split a turn into content, reasoning, calls and the errors of calls that cannot be read, left to right.
+    def _scan(self, text: str, tools: Mapping[str, ToolSpec]) -> tuple[str, str, list[ToolCall], list[str], bool]:
+        """Split a turn into content, reasoning, calls, errors of calls that cannot be read, and whether it ends inside
+        a thought.
 
-        What comes first decides: a <think> inside an argument is part of the argument, a call inside <think> is a
+        What comes first decides: a thought inside an argument is part of the argument, a call inside a thought is a
         thought. A block that is never closed reaches to the end. Content keeps the text of calls that cannot be read.
         """
         content: list[str] = []
         reasoning: list[str] = []
         calls: list[ToolCall] = []
         errors: list[str] = []
-        position, opening = 0, self._format.opening
+        position, is_thought_open = 0, False
+        opening, thought_opening, thought_closing = (
+            self._format.opening,
+            self._format.thought_opening,
+            self._format.thought_closing,
+        )
         while True:
-            thought, start = text.find(_THINK, position), text.find(opening, position)
+            thought, start = text.find(thought_opening, position), text.find(opening, position)
             if thought < 0 and start < 0:
                 content.append(text[position:])
                 break
             if start < 0 or 0 <= thought < start:
                 content.append(text[position:thought])
-                end = text.find(_THINK_END, thought)
-                reasoning.append(text[thought + len(_THINK) : end if end >= 0 else len(text)].strip())
-                position = end + len(_THINK_END) if end >= 0 else len(text)
+                end = text.find(thought_closing, thought)
+                is_thought_open = end < 0
+                reasoning.append(text[thought + len(thought_opening) : None if is_thought_open else end].strip())
+                position = len(text) if is_thought_open else end + len(thought_closing)
                 continue
             content.append(text[position:start])
             try:
@@ -234,18 +244,9 @@ class Codec:
                 errors.append(str(error))
                 content.append(text[start : error.end])
                 position = error.end
-        return "".join(content).strip(), "\n".join(filter(None, reasoning)), calls, errors
+        return "".join(content).strip(), "\n".join(filter(None, reasoning)), calls, errors, is_thought_open
 
     # --- templates ---------------------------------------------------------------------------------------------------
-
-    def _render(self, messages: list[dict[str, Any]], tools_json: str, *, prompt: bool = True) -> str:
-        tools = json.loads(tools_json) or None
-        return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
-
-    def _render_skeleton(self, roles: tuple[str, ...], tools_json: str) -> tuple[str, ...]:
-        """The template's text around the contents: [text, number of a content, text, number, ..., text]."""
-        messages = [{"role": role, "content": _MARK.format(number)} for number, role in enumerate(roles)]
-        return tuple(_MARKS.split(self._render(messages, tools_json)))
 
     def _encode_prompt(self, contents: tuple[tuple[str, str], ...], tools_json: str) -> tuple[int, ...]:
         skeleton = self._skeleton(tuple(role for role, _ in contents), tools_json)
@@ -254,14 +255,12 @@ class Codec:
             segments.append((part, True) if position % 2 == 0 else (contents[int(part)][1].strip(), False))
         return tuple(self._encoder.encode(segments))
 
-    def _cut_frame(self, name: str) -> tuple[list[int], str, str, list[int]]:
+    def _encode_frame(self, name: str) -> tuple[list[int], str, str, list[int]]:
         """What stands around an observation: tokens, text up to it, text from it on, tokens.
 
         The text that touches the observation is encoded together with it, as the template's whole text would be.
         """
-        text = self._render([*_probe_conversation(_MARK.format(1), _MARK.format(2), name)], _probe_tools_json())
-        turn_end = text.index(self.tokenizer.eos_token, text.index(_MARK.format(1))) + len(self.tokenizer.eos_token)
-        before, after = text[turn_end:].split(_MARK.format(2))
+        before, after = self._template.frame(name)
         tokens_before = list(self._encoder.added_pattern.finditer(before))
         first_after = self._encoder.added_pattern.search(after)
         cut_before = tokens_before[-1].end() if tokens_before else 0
@@ -269,34 +268,21 @@ class Codec:
         head = self._encoder.encode([(before[:cut_before], True)])
         return head, before[cut_before:], after[:cut_after], self._encoder.encode([(after[cut_after:], True)])
 
-    def _check_template(self) -> None:
-        """Play one turn through the template and through this codec, and compare.
+    def _check_append_only(self) -> None:
+        """Write one turn, read it, and compare prompt, turn and suffix with what the template makes of the whole.
 
         Raises:
-            RecipeError: the template cannot show tool messages, ends turns with another token than EOS, or what it
-                renders differs from the prompt, the turn and the suffix put together.
+            RecipeError: they differ, or the turn is not read as it was written.
         """
-        messages = _probe_conversation("Words.", "observed", "probe")
-        tools = _probe_tools_json()
-        where = f"tokenizer: the chat template of {self.tokenizer.name_or_path!r}"
-        try:
-            prompt = self._render(messages[:2], tools)
-            self._opens_think = prompt.rstrip().endswith(_THINK)
-            self._frame("probe")
-            expected = self._render(messages, tools)
-            after_words = expected.index("Words.") + len("Words.")
-            self._gap = expected[after_words : expected.index(self._format.opening, after_words)]
-        except (TemplateError, ValueError) as error:
+        messages = probe_conversation(WORDS, OBSERVED, PROBE.name)
+        turn = self.render_turn(WORDS, PROBE)
+        ours = self.prompt_ids(messages[:2], (PROBE_TOOL,)) + turn
+        ours += self.suffix_ids(OBSERVED, closed=True, name=PROBE.name)
+        theirs = self._encoder.encode([(self._template.probe, True)])
+        parsed = self.parse(turn, (PROBE_TOOL,))
+        if self.decode(ours) != self.decode(theirs) or (parsed.call, parsed.message["content"]) != (PROBE, WORDS):
             raise RecipeError(
-                f"{where} cannot show a call in the format {self.call_format!r} and a tool message, or does not end "
-                f"turns with the EOS token {self.tokenizer.eos_token!r} ({error}); allowed are templates that do"
-            ) from error
-        ours = self.prompt_ids(messages[:2], (_PROBE_TOOL,)) + self.render_turn("Words.", _PROBE)
-        ours += self.suffix_ids("observed", closed=True, name="probe")
-        theirs = self._encoder.encode([(expected, True)])
-        if self.decode(ours) != self.decode(theirs):
-            raise RecipeError(
-                f"{where} is not append-only in the call format {self.call_format!r}: it renders\n"
+                f"{self._template.where} is not append-only in the call format {self.call_format!r}: it renders\n"
                 f"{self.decode(theirs)[-300:]!r}\nwhere prompt, turn and observation make\n{self.decode(ours)[-300:]!r}"
             )
 
@@ -304,19 +290,3 @@ class Codec:
     def check_tools(call_format: str, tools: Sequence[ToolSpec]) -> None:
         """Raise `RecipeError` for a tool that the dialect cannot call."""
         check_format_carries(call_format, tools)
-
-
-def _probe_tools_json() -> str:
-    return json.dumps([_PROBE_TOOL.as_openai()])
-
-
-def _probe_conversation(words: str, observation: str, name: str) -> list[dict[str, Any]]:
-    """System, user, a turn with a call, a tool message; the ids are for templates that insist on them."""
-    function = {"name": name, "arguments": dict(_PROBE.arguments)}
-    call = {"id": "call00000", "type": "function", "function": function}
-    return [
-        {"role": "system", "content": "A system prompt."},
-        {"role": "user", "content": "A request."},
-        {"role": "assistant", "content": words, "tool_calls": [call]},
-        {"role": "tool", "content": observation, "name": name, "tool_call_id": "call00000"},
-    ]
