@@ -22,6 +22,8 @@ Score = Mapping[str, float] | None  # what score_trajectory returns; None for a 
 Metrics = dict[str, float]
 
 FLAT = 1e-6  # rewards of a group that differ by less carry no signal
+REWARD = ("reward",)
+FAILURES = "failures/"  # share of the batch that failed, by the kind of failure
 
 
 def slim(trajectory: Trajectory) -> Trajectory:
@@ -34,7 +36,11 @@ def slim(trajectory: Trajectory) -> Trajectory:
 
 
 def batch_metrics(
-    trajectories: Sequence[Trajectory], scores: Sequence[Score], num_generations: int, personalization: str
+    trajectories: Sequence[Trajectory],
+    scores: Sequence[Score],
+    num_generations: int,
+    personalization: str,
+    signals: Sequence[str] = REWARD,
 ) -> Metrics:
     """All numbers of one batch.
 
@@ -42,11 +48,15 @@ def batch_metrics(
         trajectories: group after group, each of `num_generations` copies.
         scores: of each trajectory.
         personalization: the variant of the metric, see `summarize`.
+        signals: the values of a score that advantages are made of, see `flat_groups`.
     """
     metrics = session_scores(trajectories, personalization)
-    metrics |= group_metrics(scores, num_generations)
+    metrics |= group_metrics(scores, num_generations, signals)
     metrics |= turn_metrics(trajectories)
     metrics["failure_rate"] = fmean(trajectory.failed for trajectory in trajectories)
+    kinds = Counter(trajectory.error_kind or "unknown" for trajectory in trajectories if trajectory.failed)
+    for kind, number in sorted(kinds.items()):
+        metrics[f"{FAILURES}{kind}"] = number / len(trajectories)
     reasons = Counter(trajectory.stop_reason for trajectory in trajectories)
     for reason in StopReason:
         metrics[f"stop/{reason.value}"] = reasons[reason] / len(trajectories)
@@ -81,22 +91,32 @@ def session_scores(trajectories: Sequence[Trajectory], personalization: str) -> 
     return {name: value for name, value in found.items() if value is not None}
 
 
-def group_metrics(scores: Sequence[Score], num_generations: int) -> Metrics:
+def flat_groups(scores: Sequence[Score], num_generations: int, signals: Sequence[str] = REWARD) -> list[int]:
+    """The numbers of the groups that teach nothing: their copies differ in none of `signals`, or are not scored.
+
+    Args:
+        signals: the values of a score that advantages are made of: the reward, or terms that are normalised one by one.
+    """
+    flat = []
+    for number, start in enumerate(range(0, len(scores), num_generations)):
+        group = [score for score in scores[start : start + num_generations] if score is not None]
+        if all(standard_deviation([score[name] for score in group]) < FLAT for name in signals):
+            flat.append(number)
+    return flat
+
+
+def group_metrics(scores: Sequence[Score], num_generations: int, signals: Sequence[str] = REWARD) -> Metrics:
     """Mean of reward and terms, their spread within groups, and the share of groups that teach nothing."""
     whole = [score for score in scores if score is not None]
     groups = [scores[start : start + num_generations] for start in range(0, len(scores), num_generations)]
     metrics: Metrics = {}
     for name in ("reward", *TERMS) if whole else ():
-        spreads = []
-        for group in groups:
-            values = [score[name] for score in group if score is not None]
-            spreads.append(standard_deviation(values))
         label = "session_reward" if name == "reward" else f"terms/{name}"
         metrics[label] = fmean(score[name] for score in whole)
+        spreads = [standard_deviation([score[name] for score in group if score is not None]) for group in groups]
         metrics[f"{label}_group_std"] = fmean(spreads)
-        if name == "reward":
-            metrics["flat_groups"] = fmean(spread < FLAT for spread in spreads)
-    return metrics or {"flat_groups": 1.0}
+    metrics["flat_groups"] = len(flat_groups(scores, num_generations, signals)) / len(groups)
+    return metrics
 
 
 def standard_deviation(values: Sequence[float]) -> float:
