@@ -125,7 +125,7 @@ class RolloutPool:
             raise
 
     def close(self) -> None:
-        """Cancel what still runs, close the users' services and the event loop; a later `run` opens them again."""
+        """Cancel what still runs, close connections and the event loop; a later `run` opens them again."""
         runner, self._runner = self._runner, None
         if runner is not None:
             with runner:
@@ -139,6 +139,7 @@ class RolloutPool:
         asked, self._asked = self._asked, []
         for crowd in asked:
             await crowd.close()
+        await self.engine.leave_loop()
 
     def prompt_ids(self, task: Task) -> list[int]:
         """Tokens of a task's prompt; one shared list for all copies within a phase."""

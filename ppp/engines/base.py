@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedModel
 
@@ -80,7 +80,14 @@ class EngineSettings:
 
 
 class Engine(ABC):
-    """Many trajectories call `generate` at once, from one event loop, inside one `phase`."""
+    """Many trajectories call `generate` at once, from one event loop, inside one `phase`.
+
+    Attributes:
+        recovers: a session that the engine lost (`InfrastructureError` of kind "engine") may be played again: entering
+            the next phase brings back what failed, or ends the run.
+    """
+
+    recovers: ClassVar[bool] = False
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
@@ -132,6 +139,10 @@ class Engine(ABC):
 
         `num` counts the slots that are taken: min(max_concurrency, trajectories that have not ended).
         """
+
+    async def leave_loop(self) -> None:
+        """Told by the pool, on its event loop, that this loop is about to be closed: close what belongs to it. A later
+        `generate` comes from another loop."""
 
     def close(self) -> None:
         """Release threads, connections and memory. Called once, at the end of training or evaluation."""
