@@ -6,10 +6,11 @@ What a session is stands in `playing.py`, what the trainer does with the result 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy
 import torch
@@ -78,16 +79,30 @@ class RolloutPhase:
         Raises:
             RunStoppedError: on all processes, if it was raised on any.
         """
+        played = self.roll(jobs, step, mode)
+        self.write(jobs, played, step, mode)
+        return played
+
+    def roll(self, jobs: Sequence[RolloutJob], step: int, mode: Mode, goes_on: bool = False) -> Played:
+        """Like `play`, but nothing is written down.
+
+        Args:
+            goes_on: this belongs to the rollout before it, whose `user_metrics` these include.
+        """
         trajectories, stop = self._run(jobs, step, mode)
-        user_metrics = self.books.collect()
+        user_metrics = self.books.collect(goes_on)
         stops = [text for text in gather_object([stop]) if text is not None]
         if stops:
             raise RunStoppedError(stops[0])
         scores = [score_trajectory(trajectory, self.settings.rewards) for trajectory in trajectories]
-        self._write(jobs, trajectories, scores, step + (mode == "train"), mode)
         everyone, all_scores = self._gather(trajectories, scores)
         self.books.count(everyone)
         return Played(trajectories, scores, everyone, all_scores, user_metrics)
+
+    def files(self) -> list[Path]:
+        """What this process writes on the way."""
+        files = [] if self.run_log is None else [self.run_log.metrics_path, self.run_log.trajectories_path]
+        return files if self.books.path is None else [*files, self.books.path]
 
     def _run(self, jobs: Sequence[RolloutJob], step: int, mode: Mode) -> tuple[list[Trajectory], str | None]:
         """The trajectories, or why the run has to stop."""
@@ -111,19 +126,24 @@ class RolloutPhase:
             random.setstate(states[0])
             numpy.random.set_state(states[1])
 
-    def _write(
-        self,
-        jobs: Sequence[RolloutJob],
-        trajectories: Sequence[Trajectory],
-        scores: Sequence[Score],
-        step: int,
-        mode: Mode,
+    def write(
+        self, jobs: Sequence[RolloutJob], played: Played, step: int, mode: Mode, marks: Mapping[str, Any] | None = None
     ) -> None:
+        """Write down this process's trajectories.
+
+        Args:
+            step: finished updates.
+            marks: what else is written beside each of them.
+        """
+        step += mode == "train"
         every = self.settings.log_trajectories_every
         if self.run_log is not None and every and (mode == "eval" or step % every == 0):
             self.run_log.write_trajectories(
-                trajectory_record(trajectory, score, step=step, mode=mode, row=job.row, copy=job.copy)
-                for job, trajectory, score in zip(jobs, trajectories, scores, strict=True)
+                {
+                    **trajectory_record(trajectory, score, step=step, mode=mode, row=job.row, copy=job.copy),
+                    **(marks or {}),
+                }
+                for job, trajectory, score in zip(jobs, played.trajectories, played.scores, strict=True)
             )
 
     def _gather(

@@ -6,14 +6,10 @@ parts are built by `build.py`, the training itself is `trainer.py`.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import sys
-import uuid
 import warnings
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 import datasets
@@ -36,13 +32,16 @@ from ppp.build import (
     check_engine,
 )
 from ppp.callbacks import LearningSignalGuard, MetricsWriter, Progress
+from ppp.checkpoints import Checkpoints, step_of
 from ppp.checks import refuse
 from ppp.codec import Codec
 from ppp.data import expand, load_task_rows, mix, to_dataset
 from ppp.environments import environment_class
 from ppp.recipe import Recipe, read_recipe
 from ppp.recipe_config import source_options
+from ppp.resume import check_facts, check_recipe, checkpoint_to_resume, run_facts
 from ppp.rollout import build_messages
+from ppp.run_folder import check_processes, prepare_output_dir, set_up_wandb
 from ppp.run_log import RunLog
 from ppp.session import Toolbox
 from ppp.trainer import PPPTrainer
@@ -51,9 +50,6 @@ from ppp.types import InfrastructureError, RecipeError, RunStoppedError, Task
 logger = logging.getLogger(__name__)
 
 PROG = "ppp train"
-RECIPE_FILE = "recipe.yaml"
-VERSIONS_FILE = "versions.json"
-WANDB_RUN_FILE = "wandb_run_id.txt"
 EXIT_RECIPE, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 1, 130
 
 
@@ -97,13 +93,19 @@ def run(recipe: Recipe) -> PPPTrainer:
         KeyboardInterrupt: likewise.
     """
     config, args = recipe.config, recipe.args
-    checkpoint = check_output_dir(recipe)
+    check_processes(args)
+    checkpoint = checkpoint_to_resume(recipe)
+    if checkpoint is not None:
+        check_recipe(recipe, checkpoint)
     tokenizer = build_tokenizer(recipe)
     codec = build_codec(recipe, tokenizer)
     train_dataset = load_sessions(recipe, codec, "train_tasks", config.preferences)
     eval_dataset = load_sessions(recipe, codec, "eval_tasks", config.eval_preferences) if config.eval_tasks else None
     check_steps(recipe, len(train_dataset), eval_dataset is not None)
     check_engine(recipe, codec)
+    facts = run_facts(args, train_dataset["task"])
+    if checkpoint is not None:
+        check_facts(checkpoint, facts)
     books = open_books(recipe)
     crowds = books.crowds.different if eval_dataset is not None else [books.crowds.train]
     check_crowds(crowds if config.interaction else [])
@@ -132,6 +134,7 @@ def run(recipe: Recipe) -> PPPTrainer:
         settings=rollout_settings(recipe),
         books=books,
         run_log=run_log,
+        checkpoints=Checkpoints(output_dir, args.save_total_limit, checkpoint, facts),
         peft_config=build_peft_config(recipe),
         callbacks=[MetricsWriter(run_log), Progress(), guard],
     )
@@ -160,45 +163,6 @@ def open_books(recipe: Recipe) -> Bookkeeper:
     if args.resume_from_checkpoint is not None:
         books.resume()
     return books
-
-
-def check_output_dir(recipe: Recipe) -> Path | None:
-    """The checkpoint to go on from, if any.
-
-    Raises:
-        RecipeError: the folder holds something and this is no resume, or it was meant to be resumed and is not there.
-    """
-    folder = Path(str(recipe.args.output_dir))
-    resume = recipe.args.resume_from_checkpoint
-    if resume is None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise refuse("output_dir", str(folder), "a new or empty folder, or set resume_from_checkpoint")
-        return None
-    if resume != "true":
-        if not is_complete(Path(resume)):
-            raise refuse("resume_from_checkpoint", resume, "true, or a folder with a complete checkpoint")
-        return Path(resume)
-    found = [path for path in folder.glob("checkpoint-*") if is_complete(path)]
-    if not found:
-        logger.warning("%s holds no complete checkpoint: starting at the first step", folder)
-        return None
-    return max(found, key=step_of)
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end; a run that is killed while it saves leaves half of one."""
-    try:
-        # The trainer's state is the last file to be written.
-        return "global_step" in json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-
-
-def step_of(checkpoint: Path | None) -> int:
-    if checkpoint is None:
-        return 0
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return int(state["global_step"])
 
 
 def load_sessions(recipe: Recipe, codec: Codec, field: str, preferences: Sequence[str]) -> Dataset:
@@ -248,34 +212,6 @@ def check_steps(recipe: Recipe, num_sessions: int, has_evaluation: bool) -> None
         raise RecipeError(f"train_tasks: {num_sessions} sessions are too few; a step takes {num_groups} different ones")
     if args.eval_strategy != "no" and not has_evaluation:
         raise refuse("eval_strategy", str(args.eval_strategy.value), "no, unless eval_tasks name tasks")
-
-
-def prepare_output_dir(recipe: Recipe, folder: Path) -> None:
-    """Make the folder and write down the resolved recipe and the versions of all packages.
-
-    Raises:
-        RecipeError: nothing can be written there.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
-    except OSError as error:
-        raise refuse("output_dir", str(folder), f"a folder that can be written to ({error.strerror})") from error
-    versions = {found.metadata["Name"]: found.version for found in metadata.distributions()}
-    text = json.dumps({"python": sys.version.split()[0], **dict(sorted(versions.items()))}, indent=2)
-    (folder / VERSIONS_FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def set_up_wandb(recipe: Recipe, folder: Path) -> None:
-    """Give a run of Weights & Biases an id that a resumed run takes up again."""
-    if recipe.args.process_index != 0 or "wandb" not in (recipe.args.report_to or ()):
-        return
-    path = folder / WANDB_RUN_FILE
-    if not path.is_file():
-        path.write_text(uuid.uuid4().hex[:8] + "\n", encoding="utf-8")
-    os.environ.setdefault("WANDB_RUN_ID", path.read_text(encoding="utf-8").strip())
-    os.environ.setdefault("WANDB_RESUME", "allow")
-    os.environ.setdefault("WANDB_DIR", str(folder))
 
 
 def rollout_settings(recipe: Recipe) -> RolloutSettings:

@@ -23,6 +23,7 @@ from trl.models.utils import disable_gradient_checkpointing
 
 from ppp.batch import RolloutSettings, TooManyFailuresError, check_failures, term_reward, token_batch, total_reward
 from ppp.bookkeeping import Bookkeeper
+from ppp.checkpoints import STATE_FILE, CheckpointError, Checkpoints, is_complete, sync_files
 from ppp.config import PPPConfig
 from ppp.interruption import Interruption
 from ppp.phase import RolloutPhase
@@ -60,6 +61,7 @@ class PPPTrainer(GRPOTrainer):
         settings: see `RolloutSettings`.
         books: who plays the users in training and in evaluation, and what they take; None stands for the pool's users.
         run_log: where metrics and trajectories go; None keeps them from disk.
+        checkpoints: who writes them and removes old ones.
         peft_config: LoRA adapters to be trained instead of the weights.
         callbacks: see `callbacks.py`; the default progress bars of transformers are taken out.
     """
@@ -76,6 +78,7 @@ class PPPTrainer(GRPOTrainer):
         settings: RolloutSettings,
         books: Bookkeeper | None = None,
         run_log: RunLog | None = None,
+        checkpoints: Checkpoints | None = None,
         peft_config: Any = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
@@ -96,6 +99,8 @@ class PPPTrainer(GRPOTrainer):
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
         logging.getLogger("trl.trainer.grpo_trainer").addFilter(_is_no_dump)
+        self.checkpoints = checkpoints or Checkpoints(Path(args.output_dir), args.save_total_limit)
+        args.save_total_limit = None  # transformers would remove by date, and at the end perhaps the newest
         self.settings = settings
         self.pool = make_pool(lambda: self.accelerator.unwrap_model(self.model))
         self.interruption = Interruption()
@@ -285,11 +290,13 @@ class PPPTrainer(GRPOTrainer):
         Raises:
             KeyboardInterrupt: on SIGINT and SIGTERM.
             TooManyFailuresError: see `max_failure_rate`.
-            RunStoppedError: a budget is used up, or an endpoint stays away.
+            RunStoppedError: a budget is used up, an endpoint stays away, or a checkpoint cannot be written.
         """
         try:
             with self.interruption.handled():
                 output = super().train(*args, **kwargs)
+        except CheckpointError:
+            raise
         except (KeyboardInterrupt, TooManyFailuresError, RunStoppedError):
             self.save_stopped()
             raise
@@ -300,12 +307,37 @@ class PPPTrainer(GRPOTrainer):
     def save_stopped(self) -> Path | None:
         """Write a checkpoint of the last finished step, unless there is one or no step was finished."""
         step = self.state.global_step
-        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        folder = self.checkpoints.path(step)
         if step == 0:
             return None
-        if not (folder / "trainer_state.json").is_file():
+        if not is_complete(folder):
             self._save_checkpoint(self.model, None)
         return folder
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.checkpoints.run_dir)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint that is there as a whole or not at all, and only then remove old ones.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        state = self.state
+        with self.checkpoints.writing(state.global_step) as folder:
+            super()._save_checkpoint(model, trial)
+            if state.best_global_step:  # transformers looked for it, and names it, where this one is being written
+                state.best_model_checkpoint = str(self.checkpoints.path(state.best_global_step))
+                if self.args.should_save:
+                    state.save_to_json(str(folder / STATE_FILE))
+            sync_files(self.phase.files())  # a checkpoint must not outlive the logs of its steps
+        if self.args.should_save:
+            self.checkpoints.rotate(state.best_model_checkpoint)
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(self.checkpoints.path(state.global_step)))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Called while a checkpoint is being written; it is pushed when it is there."""
 
     def should_stop(self) -> bool:
         """Whether any process was told to stop; all of them must ask at the same time."""
