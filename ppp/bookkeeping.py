@@ -47,7 +47,7 @@ class Bookkeeper:
         self.num_sessions = 0
         self.left_out: Counter[str] = Counter()  # kind of failure -> sessions, of all processes
         self._states: list[State] = []  # of all processes, when they were last collected
-        self._before = ChatLedger()
+        self._before = self._start = ChatLedger()
 
     def resume(self) -> None:
         """Go on counting where an earlier part of the run stopped; its processes are dealt out to those of this one.
@@ -73,16 +73,21 @@ class Bookkeeper:
             raise refuse("resume_from_checkpoint", str(self.path), f"a ledger of this version ({error})") from error
         self._before = merged(self._states)
 
-    def collect(self) -> dict[str, float]:
+    def collect(self, goes_on: bool = False) -> dict[str, float]:
         """Add up the ledgers of all processes, which must call this together, and save them.
+
+        Args:
+            goes_on: what is returned counts from where the last time began.
 
         Returns:
             Metrics of what happened since the last time; empty where no model is asked.
         """
         self._states = gather_object([self._state()])
-        before, self._before = self._before, merged(self._states)
+        if not goes_on:
+            self._start = self._before
+        self._before = merged(self._states)
         self.save()
-        return difference(before, self._before) if self._ledgers() else {}
+        return difference(self._start, self._before) if self._ledgers() else {}
 
     def count(self, trajectories: Iterable[Trajectory]) -> None:
         """Count sessions of all processes, and those left out by the kind of their failure."""
