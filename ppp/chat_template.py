@@ -120,15 +120,27 @@ class ChatTemplate:
         if not prompt.startswith(asked):
             raise ValueError("its generation prompt does not follow the messages")
         header = asked + prompt[len(asked) :].partition(opening)[0]
-        self.opens_thought = prompt.rfind(opening, len(asked)) > prompt.rfind(closing, len(asked))
+        thought = prompt[len(header) :]
+        self.opens_thought = thought.rfind(opening) > thought.rfind(closing)
         shows_thought = whole.startswith(prompt)
         if not shows_thought and not whole.startswith(header):
             raise ValueError("what it puts before a turn changes once the turn is history")
         start = len(prompt if shows_thought else header)
         words = whole.index(WORDS, start)
-        self.lead = whole[start:words] if shows_thought or not self.opens_thought else f"\n{closing}\n\n"
+        self.lead = whole[start:words] if shows_thought or not self.opens_thought else f"\n{_closings(thought)}\n\n"
         self.gap = whole[words + len(WORDS) : whole.index(self._format.opening, words)]
         return prompt + self.lead + whole[words:]
+
+
+def _closings(text: str) -> str:
+    """The tags that end what is open in `text`, innermost first: "<a><b>" -> "</b></a>"."""
+    names: list[str] = []
+    for slash, name in re.findall(r"<(/?)([\w:]+)>", text):
+        if not slash:
+            names.append(name)
+        elif name in names:
+            names.remove(name)
+    return "".join(f"</{name}>" for name in reversed(names))
 
 
 def probe_conversation(words: str, observation: str, name: str) -> list[dict[str, Any]]:
