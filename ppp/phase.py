@@ -6,8 +6,8 @@ What a session is stands in `playing.py`, what the trainer does with the result 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +56,8 @@ class RolloutPhase:
         interruption: a single process may be interrupted in the middle of a rollout.
         books: who the users are, and what they take.
         run_log: where trajectories go; None keeps them from disk.
+        lend: entered around each rollout, by all processes together; brings the policy into a state in which it can
+            generate.
     """
 
     def __init__(
@@ -66,9 +68,11 @@ class RolloutPhase:
         interruption: Interruption,
         books: Bookkeeper,
         run_log: RunLog | None,
+        lend: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.pool, self.settings, self.accelerator = pool, settings, accelerator
         self.interruption, self.books, self.run_log = interruption, books, run_log
+        self.lend = lend
 
     def play(self, jobs: Sequence[RolloutJob], step: int, mode: Mode) -> Played:
         """Play all jobs.
@@ -117,6 +121,7 @@ class RolloutPhase:
             with (
                 torch.random.fork_rng(devices=devices),
                 self.interruption.interruptible() if is_alone else nullcontext(),
+                self.lend(),
             ):
                 crowd = crowds.train if mode == "train" else crowds.evaluation
                 return self.pool.run(jobs, step, crowd=crowd), None

@@ -9,7 +9,8 @@ it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import torch
 from datasets import Dataset
 from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOTrainer
-from trl.models.utils import disable_gradient_checkpointing
+from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
 
 from ppp.batch import RolloutSettings, TooManyFailuresError, check_failures, term_reward, token_batch, total_reward
 from ppp.bookkeeping import Bookkeeper
@@ -105,7 +107,8 @@ class PPPTrainer(GRPOTrainer):
         self.pool = make_pool(lambda: self.accelerator.unwrap_model(self.model))
         self.interruption = Interruption()
         books = books or Bookkeeper(Crowds(self.pool.crowd, self.pool.crowd))
-        self.phase = RolloutPhase(self.pool, settings, self.accelerator, self.interruption, books, run_log)
+        lend = self._whole_policy if self.pool.engine.uses_policy else nullcontext
+        self.phase = RolloutPhase(self.pool, settings, self.accelerator, self.interruption, books, run_log, lend)
         # TRL tells truncation by the last token, which for us may be an observation's; ours goes by the stop reason.
         self.mask_truncated_completions = False
         self.vllm_importance_sampling_correction = True  # effective only where `use_vllm` is, which we switch
@@ -149,6 +152,18 @@ class PPPTrainer(GRPOTrainer):
             self.rollout_func, self.use_vllm = None, correction
         result[3] = [[{"role": "assistant", "content": text}] for text in result[3]]
         return tuple(result)
+
+    @contextmanager
+    def _whole_policy(self) -> Iterator[None]:
+        """Bring the weights together that ZeRO-3 has spread over the processes, for an engine that generates with them.
+
+        Its hooks, which would fetch and spread them again around every layer, are taken off meanwhile.
+        """
+        if not is_deepspeed_zero3_enabled():
+            yield
+            return
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator):
+            yield
 
     def _jobs(self) -> list[RolloutJob]:
         """This process's slice of the batch, numbered over all processes."""

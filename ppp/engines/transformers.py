@@ -8,19 +8,24 @@ phases. Not for large models on several GPUs: an inference server is the better 
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
+from accelerate import PartialState
 from peft import PeftModel
 from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ppp.engines.base import Engine, EngineSettings, Generation, GenerationRequest
 from ppp.engines.paged_session import Session
 from ppp.engines.sampling import Sampler
 from ppp.types import InfrastructureError, RecipeError
+
+logger = logging.getLogger(__name__)
 
 _MAX_DEFAULT_CACHE_TOKENS = 65_536
 
@@ -39,6 +44,15 @@ class TransformersOptions:
     page_size: int = 16
     num_blocks: int | None = None
     max_batch_tokens: int = 1024
+
+
+def cache_blocks(options: TransformersOptions, max_concurrency: int, max_length: int) -> int:
+    """Pages of the cache, for trajectories of up to `max_length` tokens."""
+    if options.num_blocks is not None:
+        return options.num_blocks
+    wanted = min(max_concurrency * max_length, _MAX_DEFAULT_CACHE_TOKENS)
+    # A fifth more: the scheduler admits nobody while less than 15 % is free.
+    return math.ceil(1.2 * max(wanted, max_length) / options.page_size)
 
 
 class TransformersEngine(Engine):
@@ -61,6 +75,8 @@ class TransformersEngine(Engine):
     Raises:
         RecipeError: an option that is unknown or cannot be used.
     """
+
+    uses_policy = True
 
     def __init__(
         self,
@@ -98,6 +114,14 @@ class TransformersEngine(Engine):
             is_count = type(value) is int and value >= 1
             if not is_count and not (value is None and name == "num_blocks"):
                 raise RecipeError(f"engine_options.{name}: {value!r} is not allowed; give a whole number of at least 1")
+
+    @classmethod
+    def check_run(cls, settings: EngineSettings) -> None:
+        if is_deepspeed_zero3_enabled() and PartialState().is_main_process:
+            logger.warning(
+                "engine: transformers generates with the trainer's model, whose weights ZeRO-3 then brings together on "
+                "every process for each rollout; for a model that one device cannot hold choose vllm_server"
+            )
 
     @classmethod
     def build(cls, settings: EngineSettings) -> TransformersEngine:
@@ -183,17 +207,12 @@ class TransformersEngine(Engine):
     def _open(self, model: PreTrainedModel) -> Session:
         """A session on `model`, with a cache of the size that the trajectories need."""
         options = self.options
-        num_blocks = options.num_blocks
-        if num_blocks is None:
-            wanted = min(self.max_concurrency * self.max_length, _MAX_DEFAULT_CACHE_TOKENS)
-            # A fifth more: the scheduler admits nobody while less than 15 % is free.
-            num_blocks = math.ceil(1.2 * max(wanted, self.max_length) / options.page_size)
         return Session(
             model,
             self.eos_id,
             Sampler(self.temperature, self.top_k, self.top_p),
             page_size=options.page_size,
-            num_blocks=num_blocks,
+            num_blocks=cache_blocks(options, self.max_concurrency, self.max_length),
             max_batch_tokens=options.max_batch_tokens,
         )
 
