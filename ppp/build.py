@@ -4,15 +4,16 @@ this."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from peft import AutoPeftModelForCausalLM, LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ppp.checks import refuse
 from ppp.codec import Codec
@@ -24,6 +25,8 @@ from ppp.tiny_model import byte_tokenizer, save_tiny_model, tiny_model
 from ppp.types import RecipeError, RunStoppedError
 from ppp.users.crowd import Crowd
 
+logger = logging.getLogger(__name__)
+
 TINY_MODEL_DIR = "tiny_model"
 TRAINED = sorted(set(ENGINES) - {"scripted"})
 LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError)  # what transformers raises for a model that cannot be loaded
@@ -33,27 +36,62 @@ def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """The tokenizer of the recipe's model; cheap, so that a wrong name is found before anything else is done.
 
     Raises:
-        RecipeError: there is no such model, or it brings no tokenizer.
+        RecipeError: there is no such model, it brings no tokenizer or one without an end-of-turn token, or the file of
+            `chat_template` cannot be read.
     """
     if recipe.config.tiny_model:
-        return byte_tokenizer()
-    name = recipe.config.model_name_or_path
+        tokenizer: PreTrainedTokenizerBase = byte_tokenizer()
+    else:
+        tokenizer = _load_tokenizer(str(recipe.config.model_name_or_path), recipe.args.trust_remote_code)
+    use_chat_template(recipe, tokenizer)
+    return tokenizer
+
+
+def use_chat_template(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Put the recipe's chat template, if it brings one, in the place of the tokenizer's; it is saved with the model.
+
+    Raises:
+        RecipeError: the file cannot be read.
+    """
+    name = recipe.config.chat_template
+    if name is None:
+        return
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, padding_side="left", trust_remote_code=recipe.args.trust_remote_code
-        )
+        tokenizer.chat_template = Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise refuse("chat_template", name, f"name a Jinja file ({error})") from error
+
+
+def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=trust_remote_code)
     except LOAD_ERRORS as error:
         first_line = str(error).strip().split("\n")[0]
         raise refuse(
             "model_name_or_path", name, f"a folder or a name on the Hub with a tokenizer ({first_line})"
         ) from error
+    if tokenizer.eos_token is None:
+        raise refuse(
+            "model_name_or_path", name, "its tokenizer names no EOS token, and turns end with one; set eos_token in it"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def build_codec(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Codec:
-    return Codec.from_tokenizer(tokenizer, recipe.config.call_format)
+    """The codec of the recipe's tokenizer, its template tried out.
+
+    Raises:
+        RecipeError: tokenizer or template cannot be used; it names the file where the recipe brings the template.
+    """
+    config = recipe.config
+    try:
+        return Codec.from_tokenizer(tokenizer, config.call_format, recipe.args.chat_template_kwargs)
+    except RecipeError as error:
+        if config.chat_template is None:
+            raise
+        raise refuse("chat_template", config.chat_template, str(error)) from error
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path | None = None) -> PreTrainedModel:
@@ -83,11 +121,32 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path
     }
     try:
         if (Path(str(name)) / "adapter_config.json").is_file():
+            base = str(PeftConfig.from_pretrained(name).base_model_name_or_path)
+            options = {**_without_dropout(base, options), **options}
             return AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=True, **options)
-        return AutoModelForCausalLM.from_pretrained(name, **options)
+        return AutoModelForCausalLM.from_pretrained(name, **{**_without_dropout(str(name), options), **options})
     except LOAD_ERRORS as error:
         first_line = str(error).strip().split("\n")[0]
         raise refuse("model_name_or_path", name, f"a model that transformers can load ({first_line})") from error
+
+
+def _without_dropout(name: str, options: Mapping[str, Any]) -> dict[str, float]:
+    """The dropouts that the configuration of a model brings, each set to 0.
+
+    Some models (Seed-OSS) apply theirs as a function: no module of theirs can be found and switched off afterwards, and
+    trainer and engine would disagree about every token. A recipe can set them in `model_init_kwargs`.
+    """
+    known = {key: options[key] for key in ("trust_remote_code", "revision") if key in options}
+    model_config = AutoConfig.from_pretrained(name, **known)
+    active = {
+        key: value
+        for key, value in model_config.to_dict().items()
+        if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float) and value > 0 and key not in options
+    }
+    if active:
+        shown = ", ".join(f"{key} ({value:g})" for key, value in sorted(active.items()))
+        logger.info("dropout of %s switched off: %s; model_init_kwargs can set it", name, shown)
+    return dict.fromkeys(active, 0.0)
 
 
 def build_peft_config(recipe: Recipe) -> LoraConfig | None:

@@ -35,7 +35,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from ppp.build import build_codec, check_crowds, max_context
+from ppp.build import build_codec, check_crowds, max_context, use_chat_template
 from ppp.checks import refuse
 from ppp.demonstrations import Row, encode_segments, play_demonstrations, read_trajectories
 from ppp.recipe import Recipe, read_recipe
@@ -197,6 +197,7 @@ def warm_start(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
     if recipe.config.interaction and not settings.trajectories:
         check_crowds([recipe.config.build_crowds().train])
     tokenizer, model = load_base(recipe, settings)
+    use_chat_template(recipe, tokenizer)
     codec = build_codec(recipe, tokenizer)
     rows = (
         read_trajectories(recipe, settings, codec)
