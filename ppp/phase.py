@@ -5,6 +5,7 @@ What a session is stands in `playing.py`, what the trainer does with the result 
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,7 @@ from accelerate.utils import gather_object
 
 from ppp.batch import RolloutSettings
 from ppp.bookkeeping import Bookkeeper
+from ppp.engines.base import ENGINE_KIND
 from ppp.interruption import Interruption
 from ppp.rewards import score_trajectory
 from ppp.rollout import RolloutJob, RolloutPool
@@ -26,7 +28,11 @@ from ppp.run_log import RunLog, trajectory_record
 from ppp.step_metrics import Score, slim
 from ppp.types import RunStoppedError, Trajectory
 
+logger = logging.getLogger(__name__)
+
 Mode = Literal["train", "eval"]
+
+MAX_REPLAYS = 3  # an engine that is lost more often in one rollout costs the sessions that it had
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Played:
     Attributes:
         trajectories, scores: of this process, in the order of its jobs.
         everyone, all_scores: of all processes, in their order; without tokens where there are several.
-        user_metrics: what the users took, see `Bookkeeper.collect`.
+        user_metrics: what the users took, see `Bookkeeper.collect`, and sessions that were played again.
     """
 
     trajectories: Sequence[Trajectory]
@@ -73,6 +79,7 @@ class RolloutPhase:
         self.pool, self.settings, self.accelerator = pool, settings, accelerator
         self.interruption, self.books, self.run_log = interruption, books, run_log
         self.lend = lend
+        self._num_replayed = 0  # in this rollout, by all processes
 
     def play(self, jobs: Sequence[RolloutJob], step: int, mode: Mode) -> Played:
         """Play all jobs.
@@ -94,7 +101,11 @@ class RolloutPhase:
             goes_on: this belongs to the rollout before it, whose `user_metrics` these include.
         """
         trajectories, stop = self._run(jobs, step, mode)
-        user_metrics = self.books.collect(goes_on)
+        replayed: dict[str, float] = {}
+        if self.pool.engine.recovers:
+            stop = self._replay(jobs, trajectories, stop, step, mode, goes_on)
+            replayed["engine/replayed"] = self._num_replayed
+        user_metrics = self.books.collect(goes_on) | replayed
         stops = [text for text in gather_object([stop]) if text is not None]
         if stops:
             raise RunStoppedError(stops[0])
@@ -102,6 +113,34 @@ class RolloutPhase:
         everyone, all_scores = self._gather(trajectories, scores)
         self.books.count(everyone)
         return Played(trajectories, scores, everyone, all_scores, user_metrics)
+
+    def _replay(
+        self,
+        jobs: Sequence[RolloutJob],
+        trajectories: list[Trajectory],
+        stop: str | None,
+        step: int,
+        mode: Mode,
+        goes_on: bool,
+    ) -> str | None:
+        """Play sessions that were lost with the engine again, in their places; why the run has to stop, if it has to.
+
+        All processes enter the pool again, those that lost nothing with no jobs: only together do they bring the engine
+        back.
+        """
+        self._num_replayed = self._num_replayed if goes_on else 0
+        for _ in range(MAX_REPLAYS):
+            lost = [index for index, trajectory in enumerate(trajectories) if trajectory.error_kind == ENGINE_KIND]
+            told = gather_object([(len(lost), stop is not None)])
+            num = sum(number for number, _ in told)
+            if num == 0 or any(stopped for _, stopped in told):
+                break
+            self._num_replayed += num
+            logger.warning("%d sessions were lost with the engine; once it is back, they are played again", num)
+            again, stop = self._run([jobs[index] for index in lost], step, mode)
+            for index, trajectory in zip(lost, again, strict=stop is None):
+                trajectories[index] = trajectory
+        return stop
 
     def files(self) -> list[Path]:
         """What this process writes on the way."""

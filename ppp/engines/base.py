@@ -13,6 +13,9 @@ from transformers import PreTrainedModel
 
 from ppp.types import RecipeError, Task, Turn
 
+ENGINE_KIND = "engine"
+"""Kind of an `InfrastructureError` by which an engine says that it lost a session through no fault of the session."""
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:

@@ -13,8 +13,7 @@ from typing import Any
 
 import orjson
 
-from ppp.engines.base import Generation, GenerationRequest
-from ppp.engines.server_info import ENGINE_KIND
+from ppp.engines.base import ENGINE_KIND, Generation, GenerationRequest
 from ppp.types import InfrastructureError
 
 _TOKEN = "token_id:"  # what `return_tokens_as_token_ids` puts before each id

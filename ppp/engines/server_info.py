@@ -6,15 +6,14 @@ is in `weight_sync.py`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
+from ppp.engines.base import ENGINE_KIND
 from ppp.types import InfrastructureError
-
-ENGINE_KIND = "engine"
-"""The line of a lost server in a run's table of failures, see `InfrastructureError.kind`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +49,20 @@ class ServerInfo:
     takes_adapters_at_runtime: bool = False
 
 
-def read_server_info(base_url: str, timeout_s: float = 30.0) -> ServerInfo:
+def read_server_info(
+    base_url: str, timeout_s: float = 30.0, headers: Mapping[str, str] | None = None
+) -> ServerInfo:
     """Ask a server about itself.
+
+    Args:
+        headers: of every request, such as an API key's.
 
     Raises:
         InfrastructureError: it does not answer, or not as vLLM would.
     """
     base_url = base_url.rstrip("/")
     try:
-        with httpx.Client(base_url=base_url, timeout=timeout_s, trust_env=False) as client:
+        with httpx.Client(base_url=base_url, timeout=timeout_s, headers=headers, trust_env=False) as client:
             models = _json(client.get("/v1/models"))
             # `system_env`, which comes along, takes a server seconds when it is asked for the first time.
             reply = client.get("/server_info", params={"config_format": "json"})
@@ -75,14 +79,21 @@ def read_server_info(base_url: str, timeout_s: float = 30.0) -> ServerInfo:
         ) from error
 
 
-def post(base_url: str, path: str, body: dict[str, Any] | None = None, *, timeout_s: float) -> httpx.Response:
+def post(
+    base_url: str,
+    path: str,
+    body: dict[str, Any] | None = None,
+    *,
+    timeout_s: float,
+    headers: Mapping[str, str] | None = None,
+) -> httpx.Response:
     """One request that changes a server.
 
     Raises:
         InfrastructureError: the server is gone, or refuses; with what it says.
     """
     try:
-        reply = httpx.post(base_url + path, json=body or {}, timeout=timeout_s, trust_env=False)
+        reply = httpx.post(base_url + path, json=body or {}, timeout=timeout_s, headers=headers, trust_env=False)
     except httpx.HTTPError as error:
         raise InfrastructureError(
             f"{base_url}{path}: no answer ({type(error).__name__} {error})", kind=ENGINE_KIND

@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 import orjson
 
-from ppp.engines.server_info import ENGINE_KIND
+from ppp.engines.base import ENGINE_KIND
 from ppp.types import InfrastructureError
 
 logger = logging.getLogger(__name__)

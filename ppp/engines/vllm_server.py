@@ -20,9 +20,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from ppp.checks import refuse, refuse_option, refuse_unknown
-from ppp.engines.base import Engine, EngineSettings, Generation, GenerationRequest
+from ppp.engines.base import ENGINE_KIND, Engine, EngineSettings, Generation, GenerationRequest
 from ppp.engines.completions import Encoder, decode
-from ppp.engines.server_info import ENGINE_KIND
 from ppp.engines.server_link import CONNECT_TIMEOUT_S, Server
 from ppp.engines.servers import Servers
 from ppp.engines.weight_sync import SYNCS, ServerInfo, read_server_info
