@@ -86,10 +86,12 @@ class Engine(ABC):
     """Many trajectories call `generate` at once, from one event loop, inside one `phase`.
 
     Attributes:
+        uses_policy: it generates with the policy itself, which has to be whole on every process during a phase.
         recovers: a session that the engine lost (`InfrastructureError` of kind "engine") may be played again: entering
             the next phase brings back what failed, or ends the run.
     """
 
+    uses_policy: ClassVar[bool] = False
     recovers: ClassVar[bool] = False
 
     @classmethod
