@@ -49,9 +49,7 @@ class ServerInfo:
     takes_adapters_at_runtime: bool = False
 
 
-def read_server_info(
-    base_url: str, timeout_s: float = 30.0, headers: Mapping[str, str] | None = None
-) -> ServerInfo:
+def read_server_info(base_url: str, timeout_s: float = 30.0, headers: Mapping[str, str] | None = None) -> ServerInfo:
     """Ask a server about itself.
 
     Args:
@@ -79,7 +77,7 @@ def read_server_info(
         ) from error
 
 
-def post(
+def send(
     base_url: str,
     path: str,
     body: dict[str, Any] | None = None,

@@ -24,8 +24,8 @@ from torch import nn
 
 from ppp.checks import refuse
 from ppp.engines.base import EngineSettings
-from ppp.engines.server_info import ServerInfo, post, read_server_info
-from ppp.engines.sync_base import WeightSync, check_dev_routes, check_seconds, reset_prefix_cache
+from ppp.engines.server_info import ServerInfo
+from ppp.engines.sync_base import WeightSync, check_dev_routes, check_seconds
 from ppp.engines.trained_weights import adapter_weights
 from ppp.types import InfrastructureError
 
@@ -44,7 +44,6 @@ class AdapterSync(WeightSync):
         super().__init__(settings, options)
         folder = self.options["adapter_dir"]
         self._folder = Path(settings.output_dir / "adapters" if folder is None else folder).absolute()
-        self._timeout_s = float(self.options["timeout_s"])
         self._run: str | None = None
         self._step: int | None = None
         self._names: list[str] = []  # published by this trainer, in order
@@ -82,7 +81,7 @@ class AdapterSync(WeightSync):
             )
 
     def connect(self, base_url: str) -> None:
-        read_server_info(base_url, self._timeout_s)
+        self.info(base_url)
         self._loaded[base_url] = []
 
     def publish(self, model: nn.Module, step: int, base_urls: Sequence[str]) -> dict[str, str]:
@@ -140,12 +139,12 @@ class AdapterSync(WeightSync):
         try:
             if name not in loaded:
                 body = {"lora_name": name, "lora_path": str(self._folder / name), "load_inplace": True}
-                post(base_url, "/v1/load_lora_adapter", body, timeout_s=self._timeout_s)
+                self.post(base_url, "/v1/load_lora_adapter", body)
                 loaded.append(name)
             while len(loaded) > _NUM_KEPT:
-                post(base_url, "/v1/unload_lora_adapter", {"lora_name": loaded.pop(0)}, timeout_s=self._timeout_s)
+                self.post(base_url, "/v1/unload_lora_adapter", {"lora_name": loaded.pop(0)})
             # The cache tells adapters apart by name: this only frees room for the new one.
-            reset_prefix_cache(base_url, self._timeout_s)
+            self.reset_prefix_cache(base_url)
         except InfrastructureError as error:
             return str(error)
         return None

@@ -6,6 +6,7 @@ The table of all of them is in `weight_sync.py`, the two real ones in `sync_full
 from __future__ import annotations
 
 import math
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from torch import nn
 
 from ppp.checks import refuse, refuse_option
 from ppp.engines.base import EngineSettings
-from ppp.engines.server_info import ENGINE_KIND, ServerInfo, post
+from ppp.engines.server_info import ENGINE_KIND, ServerInfo, read_server_info, send
 from ppp.types import InfrastructureError
 
 _RESET_S = 10.0
@@ -41,6 +42,9 @@ class WeightSync(ABC):
         self.check_options(options)
         self.settings = settings
         self.options = {**self.OPTIONS, **options}
+        self.timeout_s = float(self.options.get("timeout_s", 0))
+        key = os.environ.get(settings.options.get("api_key_env") or "")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
@@ -95,6 +99,31 @@ class WeightSync(ABC):
         own model."""
         return None
 
+    def info(self, base_url: str) -> ServerInfo:
+        """What the server says of itself, see `read_server_info`."""
+        return read_server_info(base_url, self.timeout_s, self._headers)
+
+    def post(self, base_url: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The server's answer to a request that changes it.
+
+        Raises:
+            InfrastructureError: it is gone, or refuses.
+        """
+        return send(base_url, path, body, timeout_s=self.timeout_s, headers=self._headers)
+
+    def reset_prefix_cache(self, base_url: str) -> None:
+        """Make a server forget what it computed with other weights.
+
+        Raises:
+            InfrastructureError: it does not, because it still works on something.
+        """
+        deadline = time.monotonic() + _RESET_S
+        while not self.post(base_url, "/reset_prefix_cache").json()["success"]:
+            # A request that was cancelled a moment ago holds on to its pages until the next step of the engine.
+            if time.monotonic() > deadline:
+                raise InfrastructureError(f"{base_url}: its prefix cache is in use", kind=ENGINE_KIND)
+            time.sleep(0.05)
+
     def disconnect(self, base_url: str) -> None:
         """Forget a server that was lost. Main process only; never fails."""
 
@@ -139,17 +168,3 @@ def check_seconds(name: str, value: Any) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise refuse(name, value, "a finite number of seconds above 0")
-
-
-def reset_prefix_cache(base_url: str, timeout_s: float) -> None:
-    """Make a server forget what it computed with other weights.
-
-    Raises:
-        InfrastructureError: it does not, because it still works on something.
-    """
-    deadline = time.monotonic() + _RESET_S
-    while not post(base_url, "/reset_prefix_cache", timeout_s=timeout_s).json()["success"]:
-        # A request that was cancelled a moment ago holds on to its pages until the next step of the engine.
-        if time.monotonic() > deadline:
-            raise InfrastructureError(f"{base_url}: the prefix cache cannot be reset: requests run", kind=ENGINE_KIND)
-        time.sleep(0.05)

@@ -21,8 +21,8 @@ from torch import nn
 
 from ppp.checks import check_at_least, refuse, refuse_unknown
 from ppp.engines.base import EngineSettings
-from ppp.engines.server_info import ENGINE_KIND, ServerInfo, post, read_server_info
-from ppp.engines.sync_base import WeightSync, check_dev_routes, check_seconds, reset_prefix_cache
+from ppp.engines.server_info import ENGINE_KIND, ServerInfo
+from ppp.engines.sync_base import WeightSync, check_dev_routes, check_seconds
 from ppp.engines.trained_weights import NamedTensors, model_weights, num_bytes
 from ppp.engines.transfer_groups import GROUPS, Broadcast, TransferGroup, address_towards, in_background, listen
 from ppp.types import InfrastructureError
@@ -44,9 +44,8 @@ class FullSync(WeightSync):
 
     def __init__(self, settings: EngineSettings, options: Mapping[str, Any]) -> None:
         super().__init__(settings, options)
-        self._timeout_s = float(self.options["timeout_s"])
         self._bucket_bytes = int(self.options["bucket_mb"]) * 2**20
-        self._groups: dict[str, TransferGroup] = {}
+        self.groups: dict[str, TransferGroup] = {}
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
@@ -78,13 +77,13 @@ class FullSync(WeightSync):
 
     def connect(self, base_url: str) -> None:
         self.disconnect(base_url)
-        info = read_server_info(base_url, self._timeout_s)
+        info = self.info(base_url)
         if info.world_size is None:
             raise InfrastructureError(f"{base_url}: came back without its development routes", kind=ENGINE_KIND)
-        self._groups[base_url] = self._join(base_url, info.world_size + 1)
+        self.groups[base_url] = self._join(base_url, info.world_size + 1)
 
     def publish(self, model: nn.Module, step: int, base_urls: Sequence[str]) -> dict[str, str]:
-        sending = _Sending(self._groups, base_urls, self._timeout_s) if PartialState().is_main_process else None
+        sending = _Sending(self, base_urls) if PartialState().is_main_process else None
         if sending is not None:
             sending.start()
         self.bytes_sent = 0
@@ -94,23 +93,23 @@ class FullSync(WeightSync):
                 sending.send(bucket)
         if sending is None:
             return {}
-        sending.finish(f"step-{step}")
+        sending.finish()
         for base_url in sending.lost:
             self.disconnect(base_url)
         return sending.lost
 
     def disconnect(self, base_url: str) -> None:
-        group = self._groups.pop(base_url, None)
+        group = self.groups.pop(base_url, None)
         if group is not None:
             group.abort()
 
     def close(self) -> None:
-        for base_url in list(self._groups):
+        for base_url in list(self.groups):
             self.disconnect(base_url)
 
     def _join(self, base_url: str, world_size: int) -> TransferGroup:
         """Meet the workers of a server; they are told where, and both sides wait for each other."""
-        backend, timeout_s = self.options["backend"], self._timeout_s
+        backend, timeout_s = self.options["backend"], self.timeout_s
         url = httpx.URL(base_url)
         try:
             address = self.options["master_address"] or address_towards(url.host, url.port or 80)
@@ -118,9 +117,7 @@ class FullSync(WeightSync):
         except OSError as error:
             raise InfrastructureError(f"{base_url}: no way to it from here ({error})", kind=ENGINE_KIND) from error
         info = GROUPS[backend].init_info(address, listener.getsockname()[1], world_size)
-        told = in_background(
-            lambda: post(base_url, "/init_weight_transfer_engine", {"init_info": info}, timeout_s=timeout_s)
-        )
+        told = in_background(lambda: self.post(base_url, "/init_weight_transfer_engine", {"init_info": info}))
         # The current GPU is a thread's own.
         device = torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else torch.device("cpu")
         joined = in_background(lambda: GROUPS[backend](listener, address, world_size, timeout_s, device))
@@ -142,10 +139,10 @@ class _Sending:
         lost: server -> what went wrong with it.
     """
 
-    def __init__(self, groups: Mapping[str, TransferGroup], base_urls: Sequence[str], timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self.lost = {url: "is not connected" for url in base_urls if url not in groups}
-        self._groups = {url: groups[url] for url in base_urls if url in groups}
+    def __init__(self, sync: FullSync, base_urls: Sequence[str]) -> None:
+        self._sync = sync
+        self.lost = {url: "is not connected" for url in base_urls if url not in sync.groups}
+        self._groups = {url: sync.groups[url] for url in base_urls if url in sync.groups}
 
     def start(self) -> None:
         self._everywhere(self._start)
@@ -163,40 +160,37 @@ class _Sending:
         if not groups:
             return
         packed = pack(bucket, groups[0][1].device)
-        told = {url: self._post(url, "/update_weights", body) for url, _ in groups}
+        told = {url: in_background(partial(self._sync.post, url, "/update_weights", body)) for url, _ in groups}
         sent = {url: group.broadcast(packed) for url, group in groups}
         self._wait(told, sent)
 
-    def finish(self, version: str) -> None:
-        self._everywhere(lambda url: self._finish(url, version))
+    def finish(self) -> None:
+        self._everywhere(self._finish)
 
     def _start(self, base_url: str) -> None:
         try:
-            post(base_url, "/start_weight_update", timeout_s=self._timeout_s)
+            self._sync.post(base_url, "/start_weight_update")
         except InfrastructureError:
             # It may be in the middle of an update whose trainer was killed.
-            post(base_url, "/finish_weight_update", timeout_s=self._timeout_s)
-            post(base_url, "/start_weight_update", timeout_s=self._timeout_s)
+            self._sync.post(base_url, "/finish_weight_update")
+            self._sync.post(base_url, "/start_weight_update")
 
-    def _finish(self, base_url: str, version: str) -> None:
-        post(base_url, "/finish_weight_update", {"weight_version": version}, timeout_s=self._timeout_s)
-        reset_prefix_cache(base_url, self._timeout_s)
-
-    def _post(self, base_url: str, path: str, body: dict[str, Any]) -> Future[Any]:
-        return in_background(lambda: post(base_url, path, body, timeout_s=self._timeout_s))
+    def _finish(self, base_url: str) -> None:
+        self._sync.post(base_url, "/finish_weight_update")
+        self._sync.reset_prefix_cache(base_url)
 
     def _everywhere(self, call: Callable[[str], None]) -> None:
         """Call something that talks to a server for each of them, side by side."""
         calls = {url: in_background(partial(call, url)) for url in self._groups}
         for url, future in calls.items():
             try:
-                future.result(timeout=3 * self._timeout_s)
+                future.result(timeout=3 * self._sync.timeout_s)
             except (InfrastructureError, TimeoutError) as error:
                 self._lose(url, str(error) or "no answer in time")
 
     def _wait(self, told: Mapping[str, Future[Any]], sent: Mapping[str, Broadcast]) -> None:
         """Until each server has both answered and got its tensor, or has failed at one of them."""
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + self._sync.timeout_s
         open_urls = set(told)
         while open_urls:
             for url in sorted(open_urls):
@@ -206,7 +200,7 @@ class _Sending:
                     if sent[url].is_done() and told[url].done():
                         open_urls.discard(url)
                     elif time.monotonic() > deadline:
-                        raise TimeoutError(f"no weights got there in {self._timeout_s:.0f} s")
+                        raise TimeoutError(f"no weights got there in {self._sync.timeout_s:.0f} s")
                 except (InfrastructureError, RuntimeError, TimeoutError) as error:
                     self._lose(url, str(error))
                     open_urls.discard(url)

@@ -159,4 +159,5 @@ def _full(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return tensor.detach()
     # With parameters on the CPU, its processes still talk through the accelerator.
-    return tensor.detach().to(PartialState().device).full_tensor()
+    sharded: Any = tensor.detach().to(PartialState().device)
+    return sharded.full_tensor()

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo, TCPStore
 
+from ppp.engines.weight_transfer import STORE_PREFIX
+
 T = TypeVar("T")
 
-STORE_PREFIX = "ppp_weights"
 _ONE_TENSOR = 2**62  # bytes: what belongs to one request is one broadcast, however large
 
 
@@ -87,7 +88,7 @@ class GlooGroup(TransferGroup):
             wait_for_workers=False,
             master_listen_fd=listener.detach(),
         )
-        self._group = ProcessGroupGloo(PrefixStore(STORE_PREFIX, self._store), 0, world_size, timeout)
+        self._group: Any = ProcessGroupGloo(PrefixStore(STORE_PREFIX, self._store), 0, world_size, timeout)
 
     @classmethod
     def init_info(cls, address: str, port: int, world_size: int) -> dict[str, Any]:
