@@ -77,10 +77,8 @@ def template_text(template: str) -> str:
         return read_template(template)
     text = (Path(__file__).parent / "chat_templates" / "seed_oss.jinja").read_text(encoding="utf-8")
     if template == "seed_oss_first":  # without a budget it began a thought and left its end to the model
-        whole_thought = 
+        whole_thought = r"<seed:think>\\n(<seed:cot_budget_reflect>)The current.*</seed:think>"
         text, num_changed = re.subn(whole_thought, r"<seed:think>\1", text)
-            r"<seed:think>\\n(<seed:cot_budget_reflect>)The current.*</seed:think>", r"<seed:think>\1", text
-        )
         assert num_changed == 1
     return text
 
