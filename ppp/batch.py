@@ -5,6 +5,7 @@ No TRL in here; `trainer.py` hands these to it.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,12 +34,18 @@ class RolloutSettings:
             log-probabilities agree with the trainer's.
         max_failure_rate: share of failed trajectories in a batch above which the run stops.
         log_trajectories_every: steps; 0 writes none.
+        check_logprobs_every: steps between two comparisons of engine and trainer; 0 compares at the start only.
+        max_logprob_difference: mean difference above which the run stops.
+        max_resamples: how often groups of equal rewards are replaced in a batch.
     """
 
     rewards: RewardSettings = field(default_factory=RewardSettings)
     correction: bool | None = None
     max_failure_rate: float = 0.2
     log_trajectories_every: int = 1
+    check_logprobs_every: int = 0
+    max_logprob_difference: float = math.inf
+    max_resamples: int = 0
 
 
 def total_reward(score: Sequence[Score], **_: Any) -> list[float | None]:

@@ -1,5 +1,4 @@
-"""What watches a run: the progress bar, the metrics on disk, and the guard that notices when nothing is being
-learned."""
+"""What shows a run: the progress bar, and the metrics on disk. What guards it is in `learning_signal.py`."""
 
 from __future__ import annotations
 
@@ -83,57 +82,3 @@ class Progress(TrainerCallback):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
-
-
-class LearningSignalGuard(TrainerCallback):
-    """Warns, and then stops the run, when step after step has nothing to learn from.
-
-    Args:
-        warn_after, stop_after: steps in a row; 0 stands for never.
-    """
-
-    def __init__(self, warn_after: int, stop_after: int) -> None:
-        self.warn_after, self.stop_after = warn_after, stop_after
-        self.last_good_step: int | None = None
-        self.has_warned = False
-        self.stop_message: str | None = None
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if not logs or "loss" not in logs:
-            return
-        step = state.global_step
-        if self.last_good_step is None:
-            self.last_good_step = step - 1
-        causes = missing_signals(logs)
-        if not causes:
-            self.last_good_step, self.has_warned = step, False
-            return
-        num_steps = step - self.last_good_step
-        text = f"nothing to learn from in the last {num_steps} steps: {'; '.join(causes)}"
-        if self.warn_after and num_steps >= self.warn_after and not self.has_warned:
-            self.has_warned = True
-            logger.warning("%s", text)
-        if self.stop_after and num_steps >= self.stop_after:
-            self.stop_message = f"{text} (stop_without_signal_steps is {self.stop_after})"
-            control.should_save = control.should_training_stop = True
-
-
-def missing_signals(logs: Mapping[str, Any]) -> list[str]:
-    """Why the steps of this log taught nothing; empty if they did."""
-    causes = []
-    if logs.get("turns/unreadable") == 1.0:
-        causes.append(
-            "no turn held a tool call that could be read (wrong call_format, or a model that cannot call tools)"
-        )
-    if logs.get("flat_groups") == 1.0:
-        causes.append("all rewards of every group were equal (tasks too hard or too easy, or clipped: reward_clip)")
-    if logs.get("grad_norm") == 0.0:
-        causes.append("the gradient was zero")
-    return causes

@@ -31,12 +31,13 @@ from ppp.build import (
     check_crowds,
     check_engine,
 )
-from ppp.callbacks import LearningSignalGuard, MetricsWriter, Progress
+from ppp.callbacks import MetricsWriter, Progress
 from ppp.checkpoints import Checkpoints, step_of
 from ppp.checks import refuse
 from ppp.codec import Codec
 from ppp.data import expand, load_task_rows, mix, to_dataset
 from ppp.environments import environment_class
+from ppp.learning_signal import LearningSignalGuard
 from ppp.recipe import Recipe, read_recipe
 from ppp.recipe_config import source_options
 from ppp.resume import check_facts, check_recipe, checkpoint_to_resume, run_facts
@@ -224,6 +225,9 @@ def rollout_settings(recipe: Recipe) -> RolloutSettings:
         correction=correction,
         max_failure_rate=config.max_failure_rate,
         log_trajectories_every=config.log_trajectories_every,
+        check_logprobs_every=config.check_logprobs_every,
+        max_logprob_difference=config.max_logprob_difference,
+        max_resamples=config.max_resamples,
     )
 
 

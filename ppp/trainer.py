@@ -11,29 +11,41 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
 
+from ppp.alignment import Alignment, DifferenceMeter
 from ppp.batch import RolloutSettings, TooManyFailuresError, check_failures, term_reward, token_batch, total_reward
 from ppp.bookkeeping import Bookkeeper
 from ppp.checkpoints import STATE_FILE, CheckpointError, Checkpoints, is_complete, sync_files
 from ppp.config import PPPConfig
+from ppp.forward import (
+    BALANCED_LOSSES,
+    PIECE_ROWS,
+    LogProbs,
+    balanced,
+    forward_trimmed,
+    pieces_by_length,
+    pieces_in_order,
+)
 from ppp.interruption import Interruption
-from ppp.phase import RolloutPhase
+from ppp.phase import Played, RolloutPhase
+from ppp.resampling import DynamicSampling
 from ppp.rewards import TERMS
 from ppp.rollout import RolloutJob, RolloutPool
 from ppp.run_log import RunLog
-from ppp.step_metrics import batch_metrics, evaluation_metrics
+from ppp.step_metrics import REWARD, batch_metrics, evaluation_metrics
 from ppp.types import RunStoppedError, Task
+from ppp.update_meter import UpdateMeter
 from ppp.users.crowd import Crowds
 
 logger = logging.getLogger(__name__)
@@ -41,9 +53,6 @@ logger = logging.getLogger(__name__)
 EVAL_ROWS = (
     1 << 40
 )  # evaluation sessions are numbered from here, so that their noise is never that of a training session
-ALIGNED = 1e-3  # engine and forward pass agree when no log-probability differs by more
-NUM_ALIGNMENT_ROWS = 8
-PIECE_ROWS = 32  # of a large micro-batch that go through the model together, sorted by length
 
 
 def _is_no_dump(record: logging.LogRecord) -> bool:
@@ -85,9 +94,11 @@ class PPPTrainer(GRPOTrainer):
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         reward_funcs: list[Callable[..., list[float | None]]] = [total_reward]
+        self.signals: Sequence[str] = REWARD
         if args.multi_objective_aggregation == "normalize_then_sum":
             reward_funcs = [term_reward(name) for name in TERMS]
             args.reward_weights = [float(settings.rewards.weights.get(name, 1.0)) for name in TERMS]
+            self.signals = [name for name, weight in zip(TERMS, args.reward_weights, strict=True) if weight]
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -96,7 +107,7 @@ class PPPTrainer(GRPOTrainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             peft_config=peft_config,
-            callbacks=[*callbacks, _StopAtStepEnd(self)],
+            callbacks=[*callbacks, _AtSteps(self)],
         )
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
@@ -113,7 +124,14 @@ class PPPTrainer(GRPOTrainer):
         self.mask_truncated_completions = False
         self.vllm_importance_sampling_correction = True  # effective only where `use_vllm` is, which we switch
         self.use_vllm = bool(settings.correction)
-        self._is_aligned: bool | None = None
+        self.alignment = Alignment(
+            self.accelerator, settings.correction, settings.check_logprobs_every, settings.max_logprob_difference
+        )
+        self.sampling = DynamicSampling(
+            self.phase, train_dataset, self.num_generations, settings, args.seed, self.signals
+        )
+        self.update_meter, self._differences = UpdateMeter(self.accelerator), DifferenceMeter()
+        self._loss_inputs: dict[str, Any] | None = None  # those of the loss that is being computed
         self._tasks: list[Task] = []
         self._last_step, self._round = -1, 0
 
@@ -126,10 +144,9 @@ class PPPTrainer(GRPOTrainer):
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         """Play the batch's sessions and hand them to TRL as if its own rollout function had."""
-        jobs = self._jobs()
-        played = self.phase.play(jobs, self.state.global_step, "train")
+        played, metrics = self._play(prompts)
         variant = self.settings.rewards.personalization
-        metrics = batch_metrics(played.everyone, played.all_scores, self.num_generations, variant)
+        metrics |= batch_metrics(played.everyone, played.all_scores, self.num_generations, variant, self.signals)
         for name, value in {**metrics, **played.user_metrics}.items():
             self._log_metric(name, value)
         check_failures(played.everyone, self.settings.max_failure_rate)
@@ -139,8 +156,10 @@ class PPPTrainer(GRPOTrainer):
             self._tokenizer.pad_token_id,
             mask_truncated=self.args.mask_truncated_completions,
         )
-        if self._is_aligned is None:
-            self._check_alignment(batch)
+        found = self.alignment.check(batch, self.state, self._round, self._logprobs, self.model)
+        for name, value in found.items():
+            self._log_metric(name, value)
+        self.use_vllm = self.alignment.corrects
         # Strings instead of messages: TRL would otherwise copy them and parse the completions, which the codec has
         # done.
         texts = [""] * len(prompts)
@@ -165,6 +184,17 @@ class PPPTrainer(GRPOTrainer):
         with unwrap_model_for_generation(self.model_wrapped, self.accelerator):
             yield
 
+    def _play(self, prompts: list[Any]) -> tuple[Played, dict[str, float]]:
+        """Play the batch, flat groups replaced if the recipe wants it; `prompts` then get those that were put in."""
+        step, jobs = self.state.global_step, self._jobs()
+        if not self.settings.max_resamples:
+            return self.phase.play(jobs, step, "train"), {}
+        found = self.sampling.play(jobs, step, self._round)
+        for position, row in found.sources.items():
+            prompts[position] = self.train_dataset[row]["prompt"]
+            self._tasks[position] = Task.from_json(self.train_dataset[row]["task"])
+        return found.played, found.metrics
+
     def _jobs(self) -> list[RolloutJob]:
         """This process's slice of the batch, numbered over all processes."""
         if self.state.global_step != self._last_step:
@@ -179,49 +209,27 @@ class PPPTrainer(GRPOTrainer):
             jobs.append(RolloutJob(task, row=row, copy=copy))
         return jobs
 
-    # --- what is told of a batch -------------------------------------------------------------------------------------
-
-    def _check_alignment(self, batch: dict[str, list[Any]]) -> None:
-        """Compare the engine's log-probabilities with a forward pass, once, on the first rows of the first batch."""
-        differences = [
-            self._forward_difference(*row)
-            for row in zip(
-                batch["prompt_ids"][:NUM_ALIGNMENT_ROWS],
-                batch["completion_ids"],
-                batch["logprobs"],
-                batch["env_mask"],
-                strict=False,
-            )
-        ]
-        worst = self.accelerator.gather(torch.stack(differences)).max().item()
-        self._is_aligned = worst <= ALIGNED
-        if self.state.global_step == 0:  # a resumed run tells what the uninterrupted one would have told
-            self._log_metric("alignment/logprob_difference_max", worst)
-        if self.settings.correction is None:
-            self.use_vllm = not self._is_aligned
-        if not self._is_aligned:
-            state = "on" if self.use_vllm else "off"
-            logger.warning(
-                "log-probabilities of the engine differ from the trainer's by up to %.2g; importance-sampling "
-                "correction is %s",
-                worst,
-                state,
-            )
-
-    def _forward_difference(
-        self, prompt_ids: list[int], completion_ids: list[int], logprobs: list[float], env_mask: list[int]
-    ) -> torch.Tensor:
-        """The largest difference of a log-probability in one trajectory; a scalar."""
-        device = self.accelerator.device
-        input_ids = torch.tensor([prompt_ids + completion_ids], device=device)
-        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            forward, _, _ = self._get_per_token_logps_and_entropies(
-                self.model, input_ids, torch.ones_like(input_ids), len(completion_ids)
-            )
-        own = torch.tensor(env_mask, device=device)
-        return ((forward[0].float() - torch.tensor(logprobs, device=device)).abs() * own).max()
-
     # --- the step ----------------------------------------------------------------------------------------------------
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """TRL's, with the micro-batches of a new generation batch made anew so that their rows are of like length."""
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.model.training or self._buffered_inputs is before:
+            return inputs
+        args = self.args
+        averages_within = args.loss_type not in BALANCED_LOSSES or args.top_entropy_quantile < 1 or args.entropy_coef
+        if not averages_within:
+            self._buffered_inputs = balanced(self._buffered_inputs, args.gradient_accumulation_steps, self.accelerator)
+        return self._buffered_inputs[self._step % args.steps_per_generation]
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """TRL's; meanwhile its forward pass is compared with the engine's log-probabilities."""
+        self._loss_inputs = inputs
+        try:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        finally:
+            self._loss_inputs = None
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -231,42 +239,35 @@ class PPPTrainer(GRPOTrainer):
         logits_to_keep: int,
         batch_size: int | None = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    ) -> LogProbs:
         """TRL's, without the columns that hold nothing but padding, and large micro-batches in pieces of like length.
 
         TRL pads to the longest of the generation batch, prompts on the left and completions on the right. Results have
         the shapes and the order that TRL expects; what was cut away is zero and masked.
         """
-        num_rows = len(input_ids)
-        pieces = torch.arange(num_rows, device=input_ids.device).split(batch_size or num_rows)
-        if num_rows > PIECE_ROWS and self.accelerator.num_processes == 1 and not kwargs.get("compute_aux_loss"):
-            # Not with several processes: wrappers of the model expect one forward pass before a backward pass.
-            by_length = attention_mask.sum(1).argsort(stable=True)
-            pieces = by_length.split(min(PIECE_ROWS, batch_size or num_rows))
-        num_prompt = input_ids.size(1) - logits_to_keep
-        parts = []
-        for rows in pieces:
-            columns = attention_mask[rows].any(0).nonzero().flatten()
-            first = min(int(columns[0]), num_prompt - 1)
-            last = max(int(columns[-1]) + 1, num_prompt + 1)
-            cut = input_ids.size(1) - last
-            logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
-                model,
-                input_ids[rows, first:last],
-                attention_mask[rows, first:last],
-                logits_to_keep - cut,
-                **kwargs,
-            )
-            parts.append((pad(logps, (0, cut)), None if entropies is None else pad(entropies, (0, cut)), aux_loss))
-        if len(parts) == 1:
-            return parts[0]
-        back = torch.cat(pieces).argsort()
-        logps, entropies, aux_losses = zip(*parts, strict=True)
-        return (
-            torch.cat(logps)[back],
-            None if entropies[0] is None else torch.cat(entropies)[back],
-            None if aux_losses[0] is None else torch.stack(aux_losses).mean(),
+        # Not with several processes: wrappers of the model expect one forward pass before a backward pass.
+        is_alone = self.accelerator.num_processes == 1 and not kwargs.get("compute_aux_loss")
+        split = pieces_by_length if is_alone and len(input_ids) > PIECE_ROWS else pieces_in_order
+        found = forward_trimmed(
+            partial(super()._get_per_token_logps_and_entropies, model, **kwargs),
+            input_ids,
+            attention_mask,
+            logits_to_keep,
+            split(attention_mask, batch_size),
         )
+        if self._loss_inputs is not None:
+            self._differences.add(found[0], self._loss_inputs)
+        return found
+
+    def _logprobs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int) -> torch.Tensor:
+        """Log-probabilities of the last `logits_to_keep` tokens as the loss sees them, without gradient."""
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            return self._get_per_token_logps_and_entropies(self.model, input_ids, attention_mask, logits_to_keep)[0]
+
+    def note_step(self) -> None:
+        """Tell what the step that was just finished did, before it is logged."""
+        for name, value in {**self.update_meter.measure(), **self._differences.take(self.accelerator)}.items():
+            self._metrics["train"][name].append(value)
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
@@ -376,12 +377,16 @@ class PPPTrainer(GRPOTrainer):
         return epochs_trained, steps_trained
 
 
-class _StopAtStepEnd(TrainerCallback):
-    """Ends an interrupted run behind a finished step, with a checkpoint."""
+class _AtSteps(TrainerCallback):
+    """Measures each step, and ends an interrupted run behind a finished one, with a checkpoint."""
 
     def __init__(self, trainer: PPPTrainer) -> None:
         self.trainer = trainer
 
+    def on_step_begin(self, args: PPPConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.trainer.update_meter.start(self.trainer.model)
+
     def on_step_end(self, args: PPPConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.trainer.note_step()
         if self.trainer.should_stop():
             control.should_save = control.should_training_stop = True

@@ -18,11 +18,12 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOTrainer
 
 from ppp.batch import RolloutSettings, TooManyFailuresError
-from ppp.callbacks import LearningSignalGuard, MetricsWriter
+from ppp.callbacks import MetricsWriter
 from ppp.codec import Codec
 from ppp.config import PPPConfig
 from ppp.data import expand, to_dataset
 from ppp.engines.scripted import ScriptedEngine
+from ppp.learning_signal import LearningSignalGuard
 from ppp.rewards import RewardSettings
 from ppp.rollout import RolloutPool
 from ppp.run_log import RunLog
@@ -181,7 +182,8 @@ def ragged_inputs() -> tuple[torch.Tensor, torch.Tensor, int]:
 def test_trimmed_micro_batches_give_what_padded_ones_give(
     make_trainer: Callable[..., PPPTrainer], batch_size: int | None, piece_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ppp.trainer.PIECE_ROWS", piece_rows)
+    for module in ("ppp.trainer", "ppp.forward"):
+        monkeypatch.setattr(f"{module}.PIECE_ROWS", piece_rows)
     trainer = make_trainer()
     input_ids, attention_mask, num_completion = ragged_inputs()
     mask = attention_mask[:, -num_completion:].bool()
