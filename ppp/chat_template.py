@@ -62,7 +62,7 @@ class ChatTemplate:
             asked = self._render(messages[:2], _PROBE_TOOLS_JSON, prompt=False)
             self.probe = self._learn_turn(asked, prompt, self._render(messages, _PROBE_TOOLS_JSON))
             self.frame(PROBE.name)
-        except (TemplateError, ValueError) as error:
+        except (TemplateError, ValueError, TypeError) as error:
             raise RecipeError(
                 f"{self.where} cannot show a call in the format {call_format!r} and a tool message, or does not end "
                 f"turns with the EOS token {tokenizer.eos_token!r} ({error}); allowed are templates that do"
