@@ -24,11 +24,16 @@ GIT_ENVIRONMENT = {
 
 
 def git(folder: Path, *arguments: str, stdin: bytes | None = None) -> str:
-    done = subprocess.run(
-        ["git", "-c", "safe.directory=*", *arguments], cwd=folder, input=stdin, env=GIT_ENVIRONMENT, capture_output=True
-    )
+    """What git says, without the white space around it; the settings of whoever runs the tests do not count."""
+    return git_text(folder, *arguments, stdin=stdin).strip()
+
+
+def git_text(folder: Path, *arguments: str, stdin: bytes | None = None) -> str:
+    """What git says, to the last character: a patch may end in spaces."""
+    command = ["git", "-c", "safe.directory=*", "-c", "init.defaultBranch=main", *arguments]
+    done = subprocess.run(command, cwd=folder, input=stdin, env=GIT_ENVIRONMENT, capture_output=True)
     assert done.returncode == 0, f"git {arguments}: {done.stderr.decode()}"
-    return done.stdout.decode("utf-8", "surrogateescape").strip()
+    return done.stdout.decode("utf-8", "surrogateescape")
 
 
 @dataclass

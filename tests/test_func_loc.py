@@ -3,13 +3,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+from git_history import git
 
 from ppp.environments import environment_class
 from ppp.environments.func_loc import TOOLSETS, FuncLocEnvironment, func_loc_f1
@@ -20,12 +20,6 @@ from ppp.swe.rows import find_repository, func_loc_task_rows, load_func_loc_task
 from ppp.types import InfrastructureError, Observation, RecipeError, Task, ToolCall
 
 CORE = "class Core:\n    def run(self):\n        raise ValueError('frobnication failed')\n"
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=Tester", "-c", "user.email=tester@example.org", "-c", "init.defaultBranch=main"]
-    done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import json
 import runpy
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from git_history import git
 
 from ppp.baselines import build_policy
 from ppp.baselines.func_loc_read import ReadAgent, score_matches
@@ -68,9 +68,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, content in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
-    git = ["git", "-c", "user.name=Tester", "-c", "user.email=tester@example.org"]
     for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"], ["tag", "base"]):
-        subprocess.run([*git, *arguments], cwd=folder, check=True, capture_output=True)
+        git(folder, *arguments)
     for name in FILES:
         (folder / name).unlink()
     return folder

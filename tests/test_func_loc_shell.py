@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from git_history import git
 
 from ppp.codec import Codec
 from ppp.engines.scripted import ScriptedEngine
@@ -34,12 +34,6 @@ SECRETS = {  # field of the payload -> what must be nowhere
     "evaluation": {"patch": "+    return 'patch_marker_c63d'", "test_patch": "+def test_patch_marker_d74c(): ..."},
 }
 MARKERS = ("gold_marker_a41f", "hints_marker_b52e", "patch_marker_c63d", "patch_marker_d74c", "later_marker_e85b")
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=Tester", "-c", "user.email=tester@example.org", "-c", "init.defaultBranch=main"]
-    done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 @pytest.fixture(scope="module")

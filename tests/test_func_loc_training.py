@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import subprocess
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from chat_server import ChatServer
+from git_history import git
 
 import ppp.train
 from ppp.codec import Codec
@@ -64,12 +64,6 @@ class Investigator:
 def scripted_engine(recipe: Recipe, codec: Codec, model_provider: Any) -> ScriptedEngine:
     """Takes the place of `build_engine`."""
     return ScriptedEngine(codec, Investigator())
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 def read_issues() -> list[dict[str, Any]]:

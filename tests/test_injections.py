@@ -249,7 +249,11 @@ def test_a_guess_is_not_cheaper_when_it_is_affirmed_one_turn_later(attack: Attac
         assert ask(server, later, [guess]).effort is Effort.HIGH
 
 
-@pytest.mark.xfail(strict=True, reason="a known limit of evidence that is found in words")
+@pytest.mark.xfail(
+    strict=True,
+    reason="answers made of words of the report alone, under a code agreed in a question that names "
+    "nothing of the solution: as texts they are those of an honest user",
+)
 @pytest.mark.parametrize(("task", "question", "says"), KNOWN_LIMITS)
 def test_agreed_codes_are_seen_through(task: str, question: str, says: str) -> None:
     attack = Attack("limit", "agreed code", "effort", "no_preference", task, question, says, "", Effort.HIGH)

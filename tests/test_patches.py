@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from git_history import git, git_text
 
 from ppp.swe.patches import FileChange, PatchError, apply_change, parse_patch
 
@@ -26,11 +27,6 @@ def make_patch(old: str, new: str, path: str = "a.py", context: int = 3) -> str:
 def only(patch: str) -> FileChange:
     (change,) = parse_patch(patch)
     return change
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=Tester", "-c", "user.email=tester@example.org", "-c", "core.autocrlf=false"]
-    return subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True).stdout.decode()
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -94,7 +90,7 @@ def test_a_patch_of_git_gives_the_file_that_git_has(name: str, tree: Path) -> No
     before = {path.name: path.read_bytes().decode() for path in tree.glob("*.py")}
     GIT_CASES[name](tree)
     git(tree, "add", "-A")
-    change = only(git(tree, "diff", "--cached", "-M"))
+    change = only(git_text(tree, "diff", "--cached", "-M"))
     after = {path.name: path.read_bytes().decode() for path in tree.glob("*.py")}
     gone, come = before.keys() - after.keys(), after.keys() - before.keys()
     assert change.old_path == (gone.pop() if gone else None if come else change.new_path)
@@ -108,26 +104,26 @@ def test_a_patch_of_git_gives_the_file_that_git_has(name: str, tree: Path) -> No
 @pytest.mark.parametrize("name", ["line feed lost at the end", "line feed given at the end"])
 def test_a_line_feed_alone_changes_no_line(name: str, tree: Path) -> None:
     GIT_CASES[name](tree)
-    change = only(git(tree, "diff"))
+    change = only(git_text(tree, "diff"))
     assert apply_change(change, (OLD if "lost" in name else "x = 1\ny = 2")).changed == ()
 
 
 def test_what_is_appended_after_no_line_feed_is_all_that_is_added(tree: Path) -> None:
     GIT_CASES["appended after no line feed"](tree)
-    assert apply_change(only(git(tree, "diff")), "x = 1\ny = 2").changed == (("+", 3),)
+    assert apply_change(only(git_text(tree, "diff")), "x = 1\ny = 2").changed == (("+", 3),)
 
 
 def test_a_binary_file_has_no_hunks(tree: Path) -> None:
     (tree / "image.png").write_bytes(b"\x89PNG\0\1")
     for flags in ([], ["--binary"]):
-        change = only(git(tree, "diff", *flags))
+        change = only(git_text(tree, "diff", *flags))
         assert change.path == "image.png" and not change.hunks
 
 
 def test_several_files_stay_in_order(tree: Path) -> None:
     GIT_CASES["changed"](tree)
     GIT_CASES["carriage returns"](tree)
-    assert [change.path for change in parse_patch(git(tree, "diff"))] == ["dos.py", "old.py"]
+    assert [change.path for change in parse_patch(git_text(tree, "diff"))] == ["dos.py", "old.py"]
 
 
 @pytest.mark.parametrize("shift", [-5, -1, 1, 2, 7])

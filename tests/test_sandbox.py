@@ -272,7 +272,9 @@ def test_tree_that_cannot_be_used_is_named(tmp_path: Path, problem: str) -> None
         tree.write_text("x")
     elif problem == "closed":
         if os.geteuid():
-            pytest.skip("only root gives up its rights")
+            pytest.skip(
+                "run by an ordinary user, the sandbox keeps the rights of that user, to whom the folder is open"
+            )
         tree.mkdir(mode=0o700)
     with pytest.raises(InfrastructureError, match=str(tree)):
         play(tree, "true")

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from git_history import git
 
 from ppp.environments.sandbox import BubblewrapSandbox, CommandResult, SandboxLimits, check_sandbox
 from ppp.environments.sandbox_bubblewrap import UNPRIVILEGED_ID
@@ -327,9 +328,8 @@ def make_tree(tree: Path, outside: Path) -> None:
     (tree / "relative_link").symlink_to("../outside/gold.patch")
     (tree / "folder_link").symlink_to(outside)
     (tree / ".gitattributes").write_text("*.py diff=evil filter=evil\n")
-    git = ["git", "-C", str(tree), "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["init", "-q"], ["add", "src.py", ".gitattributes"], ["commit", "-q", "-m", "first"]):
-        subprocess.run([*git, *words], check=True, env={**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null"})
+        git(tree, *words)
     config = {
         "core.fsmonitor": "touch /tmp/monitored",
         "core.pager": "touch /tmp/paged; cat",

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from git_history import git
 
 from ppp.environments.source_tree import (
     MAX_FILE_BYTES,
@@ -29,12 +30,6 @@ OLD = {
     "latin.txt": b"caf\xe9 needle\n",
     "empty.txt": b"",
 }
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=Tester", "-c", "user.email=tester@example.org", "-c", "init.defaultBranch=main"]
-    done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 def write(folder: Path, files: dict[str, bytes]) -> None:

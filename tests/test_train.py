@@ -17,6 +17,7 @@ import pytest
 import torch
 import toy
 import yaml
+from git_history import git
 from safetensors.torch import load_file
 
 TOY_TRAIN = [sys.executable, str(Path(__file__).parent / "toy_train.py")]
@@ -157,11 +158,6 @@ def test_a_run_that_cannot_learn_is_stopped_with_status_1(recipe: dict[str, Any]
     assert (tmp_path / "run" / "checkpoint-2" / "trainer_state.json").is_file()
 
 
-def git(folder: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    return subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
-
-
 def test_the_smoke_recipe_trains_on_issues_of_a_git_repository(tmp_path: Path) -> None:
     repository = tmp_path / "repositories" / "owner" / "name"
     repository.mkdir(parents=True)
@@ -172,7 +168,7 @@ def test_the_smoke_recipe_trains_on_issues_of_a_git_repository(tmp_path: Path) -
     issue = {
         "instance_id": "owner__name-1",
         "repo": "owner/name",
-        "base_commit": git(repository, "rev-parse", "HEAD").strip(),
+        "base_commit": git(repository, "rev-parse", "HEAD"),
         "problem_statement": "parse() returns its input.",
         "vague_statement": "Something is off.",
         "edited_functions": ["parser.py:parse"],
