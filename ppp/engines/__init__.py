@@ -13,6 +13,7 @@ from ppp.types import RecipeError
 ENGINES: dict[str, str] = {
     "scripted": "ppp.engines.scripted:ScriptedEngine",
     "transformers": "ppp.engines.transformers:TransformersEngine",
+    "vllm_colocate": "ppp.engines.vllm_colocate:VLLMColocateEngine",
     "vllm_server": "ppp.engines.vllm_server:VLLMServerEngine",
 }
 """Name -> class, as a path: a recipe is checked without importing the libraries of engines that it does not use."""
