@@ -104,6 +104,9 @@ class RecipeConfig:
     max_resamples: int = option(
         0, "Dynamic sampling: replace groups of equal rewards by other sessions, at most so many times a step."
     )
+    check_memory: bool = option(
+        True, "Refuse a recipe whose model, at the longest trajectories that its limits allow, is far from fitting."
+    )
     warmstart: dict[str, Any] = option({}, "Settings of ppp warmstart, see WarmstartConfig in ppp/warmstart_config.py.")
     max_failure_rate: float = option(
         0.2, "Stop when more than this share of a batch failed for infrastructure reasons."
