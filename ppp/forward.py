@@ -2,7 +2,7 @@
 
 Tensors only, no model: TRL pads to the longest trajectory of a generation batch and cuts that batch into micro-batches
 in a random order. Here padding is cut off again, and rows of like length are put side by side, so that processes which
-wait for each other have equal work. `trainer.py` comes next.
+wait for each other have equal work. `training_step.py` comes next.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ LogProbs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 MicroBatch = dict[str, Any]  # of tensors with a row for each trajectory, scalars, and None
 
 
-def pieces_by_length(attention_mask: torch.Tensor, batch_size: int | None) -> Sequence[torch.Tensor]:
-    """Row numbers of the pieces in which a large micro-batch goes through the model, each of like length."""
-    num_rows = len(attention_mask)
-    return attention_mask.sum(1).argsort(stable=True).split(min(PIECE_ROWS, batch_size or num_rows))
+def pieces(attention_mask: torch.Tensor, batch_size: int | None, may_sort: bool) -> Sequence[torch.Tensor]:
+    """Numbers of the rows that go through the model together.
 
-
-def pieces_in_order(attention_mask: torch.Tensor, batch_size: int | None) -> Sequence[torch.Tensor]:
-    """Row numbers of pieces of `batch_size` rows; None takes all together."""
+    Args:
+        batch_size: rows of a piece; None takes all together.
+        may_sort: many rows may go in smaller pieces, each of like length.
+    """
     num_rows = len(attention_mask)
-    return torch.arange(num_rows, device=attention_mask.device).split(batch_size or num_rows)
+    size = batch_size or num_rows
+    if may_sort and num_rows > PIECE_ROWS:
+        return attention_mask.sum(1).argsort(stable=True).split(min(PIECE_ROWS, size))
+    return torch.arange(num_rows, device=attention_mask.device).split(size)
 
 
 def forward_trimmed(
@@ -40,7 +42,7 @@ def forward_trimmed(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     logits_to_keep: int,
-    pieces: Sequence[torch.Tensor],
+    pieces_of_rows: Sequence[torch.Tensor],
 ) -> LogProbs:
     """Log-probabilities, entropies and auxiliary loss, each piece without the columns that hold nothing but padding.
 
@@ -48,14 +50,14 @@ def forward_trimmed(
         forward: (input_ids, attention_mask, logits_to_keep) -> what this returns.
         input_ids, attention_mask: prompts padded on the left, completions on the right.
         logits_to_keep: columns of the completions.
-        pieces: row numbers.
+        pieces_of_rows: row numbers.
 
     Returns:
         In the order of the rows, with `logits_to_keep` columns; what was cut away is zero, and masked.
     """
     num_prompt = input_ids.size(1) - logits_to_keep
     parts = []
-    for rows in pieces:
+    for rows in pieces_of_rows:
         columns = attention_mask[rows].any(0).nonzero().flatten()
         first = min(int(columns[0]), num_prompt - 1)
         last = max(int(columns[-1]) + 1, num_prompt + 1)
@@ -66,7 +68,7 @@ def forward_trimmed(
         parts.append((pad(logps, (0, cut)), None if entropies is None else pad(entropies, (0, cut)), aux_loss))
     if len(parts) == 1:
         return parts[0]
-    back = torch.cat(list(pieces)).argsort()
+    back = torch.cat(list(pieces_of_rows)).argsort()
     all_logps, all_entropies, all_aux_losses = zip(*parts, strict=True)
     return (
         torch.cat(all_logps)[back],

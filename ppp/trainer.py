@@ -1,9 +1,9 @@
-"""PPPTrainer: GRPO whose rollouts are sessions with a user. The only file that touches TRL's internals.
+"""PPPTrainer: GRPO whose rollouts are sessions with a user.
 
 TRL keeps what it does well: the sampler of copies, advantages, loss, checkpoints. Rollouts come from the pool,
-rewards from `rewards.py`, evaluation goes through the pool, and the step is freed of padding. Everything private that
-this leans on is pinned by `tests/test_trl_contract.py`. `train.py` builds one from a recipe; `callbacks.py` watches
-it.
+rewards from `rewards.py`, evaluation goes through the pool; the step itself is in `training_step.py`. No other file
+touches TRL's internals, and everything private that these two lean on is pinned by `tests/test_trl_contract.py`.
+`train.py` builds one from a recipe; `callbacks.py` shows it, `learning_signal.py` guards it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,13 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from trl import GRPOTrainer
-from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
+from trl.models.utils import unwrap_model_for_generation
 
-from ppp.alignment import Alignment, DifferenceMeter
+from ppp.alignment import Alignment
 from ppp.batch import RolloutSettings, TooManyFailuresError, check_failures, term_reward, token_batch, total_reward
 from ppp.bookkeeping import Bookkeeper
 from ppp.checkpoints import STATE_FILE, CheckpointError, Checkpoints, is_complete, sync_files
 from ppp.config import PPPConfig
-from ppp.forward import (
-    BALANCED_LOSSES,
-    PIECE_ROWS,
-    LogProbs,
-    balanced,
-    forward_trimmed,
-    pieces_by_length,
-    pieces_in_order,
-)
 from ppp.interruption import Interruption
 from ppp.phase import Played, RolloutPhase
 from ppp.resampling import DynamicSampling
@@ -44,8 +33,8 @@ from ppp.rewards import TERMS
 from ppp.rollout import RolloutJob, RolloutPool
 from ppp.run_log import RunLog
 from ppp.step_metrics import REWARD, batch_metrics, evaluation_metrics
+from ppp.training_step import TrainingStep
 from ppp.types import RunStoppedError, Task
-from ppp.update_meter import UpdateMeter
 from ppp.users.crowd import Crowds
 
 logger = logging.getLogger(__name__)
@@ -60,7 +49,7 @@ def _is_no_dump(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("All reward functions returned None")
 
 
-class PPPTrainer(GRPOTrainer):
+class PPPTrainer(TrainingStep):
     """Trains a policy in sessions with simulated users.
 
     Args:
@@ -107,7 +96,7 @@ class PPPTrainer(GRPOTrainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             peft_config=peft_config,
-            callbacks=[*callbacks, _AtSteps(self)],
+            callbacks=[*callbacks, _StopAtStepEnd(self)],
         )
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
@@ -130,8 +119,6 @@ class PPPTrainer(GRPOTrainer):
         self.sampling = DynamicSampling(
             self.phase, train_dataset, self.num_generations, settings, args.seed, self.signals
         )
-        self.update_meter, self._differences = UpdateMeter(self.accelerator), DifferenceMeter()
-        self._loss_inputs: dict[str, Any] | None = None  # those of the loss that is being computed
         self._tasks: list[Task] = []
         self._last_step, self._round = -1, 0
 
@@ -208,66 +195,6 @@ class PPPTrainer(GRPOTrainer):
             row, copy = divmod(position, self.num_generations)
             jobs.append(RolloutJob(task, row=row, copy=copy))
         return jobs
-
-    # --- the step ----------------------------------------------------------------------------------------------------
-
-    def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """TRL's, with the micro-batches of a new generation batch made anew so that their rows are of like length."""
-        before = self._buffered_inputs
-        inputs = super()._prepare_inputs(generation_batch)
-        if not self.model.training or self._buffered_inputs is before:
-            return inputs
-        args = self.args
-        averages_within = args.loss_type not in BALANCED_LOSSES or args.top_entropy_quantile < 1 or args.entropy_coef
-        if not averages_within:
-            self._buffered_inputs = balanced(self._buffered_inputs, args.gradient_accumulation_steps, self.accelerator)
-        return self._buffered_inputs[self._step % args.steps_per_generation]
-
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """TRL's; meanwhile its forward pass is compared with the engine's log-probabilities."""
-        self._loss_inputs = inputs
-        try:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        finally:
-            self._loss_inputs = None
-
-    def _get_per_token_logps_and_entropies(
-        self,
-        model: Any,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        logits_to_keep: int,
-        batch_size: int | None = None,
-        **kwargs: Any,
-    ) -> LogProbs:
-        """TRL's, without the columns that hold nothing but padding, and large micro-batches in pieces of like length.
-
-        TRL pads to the longest of the generation batch, prompts on the left and completions on the right. Results have
-        the shapes and the order that TRL expects; what was cut away is zero and masked.
-        """
-        # Not with several processes: wrappers of the model expect one forward pass before a backward pass.
-        is_alone = self.accelerator.num_processes == 1 and not kwargs.get("compute_aux_loss")
-        split = pieces_by_length if is_alone and len(input_ids) > PIECE_ROWS else pieces_in_order
-        found = forward_trimmed(
-            partial(super()._get_per_token_logps_and_entropies, model, **kwargs),
-            input_ids,
-            attention_mask,
-            logits_to_keep,
-            split(attention_mask, batch_size),
-        )
-        if self._loss_inputs is not None:
-            self._differences.add(found[0], self._loss_inputs)
-        return found
-
-    def _logprobs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int) -> torch.Tensor:
-        """Log-probabilities of the last `logits_to_keep` tokens as the loss sees them, without gradient."""
-        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            return self._get_per_token_logps_and_entropies(self.model, input_ids, attention_mask, logits_to_keep)[0]
-
-    def note_step(self) -> None:
-        """Tell what the step that was just finished did, before it is logged."""
-        for name, value in {**self.update_meter.measure(), **self._differences.take(self.accelerator)}.items():
-            self._metrics["train"][name].append(value)
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
@@ -377,16 +304,12 @@ class PPPTrainer(GRPOTrainer):
         return epochs_trained, steps_trained
 
 
-class _AtSteps(TrainerCallback):
-    """Measures each step, and ends an interrupted run behind a finished one, with a checkpoint."""
+class _StopAtStepEnd(TrainerCallback):
+    """Ends an interrupted run behind a finished step, with a checkpoint."""
 
     def __init__(self, trainer: PPPTrainer) -> None:
         self.trainer = trainer
 
-    def on_step_begin(self, args: PPPConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.trainer.update_meter.start(self.trainer.model)
-
     def on_step_end(self, args: PPPConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.trainer.note_step()
         if self.trainer.should_stop():
             control.should_save = control.should_training_stop = True

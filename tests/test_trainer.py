@@ -182,8 +182,7 @@ def ragged_inputs() -> tuple[torch.Tensor, torch.Tensor, int]:
 def test_trimmed_micro_batches_give_what_padded_ones_give(
     make_trainer: Callable[..., PPPTrainer], batch_size: int | None, piece_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("ppp.trainer", "ppp.forward"):
-        monkeypatch.setattr(f"{module}.PIECE_ROWS", piece_rows)
+    monkeypatch.setattr("ppp.forward.PIECE_ROWS", piece_rows)
     trainer = make_trainer()
     input_ids, attention_mask, num_completion = ragged_inputs()
     mask = attention_mask[:, -num_completion:].bool()
