@@ -79,14 +79,7 @@ def compare(batch: Mapping[str, Sequence[Any]], forward: Forward, model: Module,
     was_training = model.training
     model.eval()
     try:
-        differences = [
-            _differences(
-                *(batch[name][row] for name in ("prompt_ids", "completion_ids", "logprobs", "env_mask")),
-                forward,
-                accelerator.device,
-            )
-            for row in rows
-        ]
+        differences = [_differences(batch, row, forward, accelerator.device) for row in rows]
     finally:
         model.train(was_training)
     local = torch.cat(differences)
@@ -99,19 +92,13 @@ def compare(batch: Mapping[str, Sequence[Any]], forward: Forward, model: Module,
     return Agreement(mean if math.isfinite(mean) else math.inf, maximum.max().item(), num_tokens)
 
 
-def _differences(
-    prompt_ids: list[int],
-    completion_ids: list[int],
-    logprobs: list[float],
-    env_mask: list[int],
-    forward: Forward,
-    device: torch.device,
-) -> torch.Tensor:
+def _differences(batch: Mapping[str, Sequence[Any]], row: int, forward: Forward, device: torch.device) -> torch.Tensor:
     """Absolute differences on the policy's own tokens of one trajectory; what is no number counts as infinite."""
-    input_ids = torch.tensor([prompt_ids + completion_ids], device=device)
-    ours = forward(input_ids, torch.ones_like(input_ids), len(completion_ids))[0].float()
-    own = torch.tensor(env_mask, device=device).bool()
-    return (ours - torch.tensor(logprobs, device=device)).abs()[own].nan_to_num(nan=math.inf)
+    input_ids = torch.tensor([batch["prompt_ids"][row] + batch["completion_ids"][row]], device=device)
+    ours = forward(input_ids, torch.ones_like(input_ids), len(batch["completion_ids"][row]))[0].float()
+    own = torch.tensor(batch["env_mask"][row], device=device).bool()
+    theirs = torch.tensor(batch["logprobs"][row], device=device)
+    return (ours - theirs).abs()[own].nan_to_num(nan=math.inf)
 
 
 def judge(agreement: Agreement, max_difference: float, step: int, is_main_process: bool) -> None:

@@ -17,7 +17,7 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from ppp.alignment import DifferenceMeter
-from ppp.forward import BALANCED_LOSSES, LogProbs, balanced, forward_trimmed, pieces
+from ppp.forward import BALANCED_LOSSES, LogProbs, MicroBatch, balanced, forward_trimmed, pieces
 from ppp.update_meter import UpdateMeter
 
 
@@ -28,6 +28,8 @@ class TrainingStep(GRPOTrainer):
         callbacks: of transformers; the rest is passed on.
     """
 
+    _buffered_inputs: list[MicroBatch] | None  # TRL's: the micro-batches of the current generation batch
+
     def __init__(self, *args: Any, callbacks: Sequence[TrainerCallback] = (), **kwargs: Any) -> None:
         super().__init__(*args, callbacks=[*callbacks, _Measuring(self)], **kwargs)
         self.update_meter, self.difference_meter = UpdateMeter(self.accelerator), DifferenceMeter()
@@ -37,7 +39,7 @@ class TrainingStep(GRPOTrainer):
         """TRL's, with the micro-batches of a new generation batch made anew so that their rows are of like length."""
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
-        if not self.model.training or self._buffered_inputs is before:
+        if not self.model.training or self._buffered_inputs is None or self._buffered_inputs is before:
             return inputs
         args = self.args
         if args.loss_type in BALANCED_LOSSES and args.top_entropy_quantile == 1 and not args.entropy_coef:

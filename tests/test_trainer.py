@@ -13,40 +13,21 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from toy import ToyEnvironment, register, toy_rows
+from toy import ToyEnvironment, register
+from toy_trainer import UNCLIPPED, Player, build_trainer, generate, read_metrics
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOTrainer
 
 from ppp.batch import RolloutSettings, TooManyFailuresError
-from ppp.callbacks import MetricsWriter
 from ppp.codec import Codec
-from ppp.config import PPPConfig
-from ppp.data import expand, to_dataset
 from ppp.engines.scripted import ScriptedEngine
 from ppp.learning_signal import LearningSignalGuard
 from ppp.rewards import RewardSettings
-from ppp.rollout import RolloutPool
-from ppp.run_log import RunLog
 from ppp.session import Limits
 from ppp.trainer import PPPTrainer
 from ppp.types import Task, ToolCall, Turn
 
-UNCLIPPED = RewardSettings(weights={"proactivity": 0, "personalization": 0}, reward_clip=None)
 SCORES = [0.1, 0.9, 0.4, 0.3, 0.0, 1.0, 0.5, 0.5]  # of two groups of four
-
-
-class Player:
-    """Looks once and finishes; `on_turn` is called before each turn."""
-
-    def __init__(self, on_turn: Callable[[Task, Sequence[Turn]], None] | None = None) -> None:
-        self.on_turn = on_turn
-
-    def act(self, task: Task, turns: Sequence[Turn]) -> tuple[str, ToolCall | None]:
-        if self.on_turn is not None:
-            self.on_turn(task, turns)
-        if not turns:
-            return "Looking.", ToolCall("look", {"where": "there"})
-        return "Done.", ToolCall("finish", {"answer": "f1"})
 
 
 @pytest.fixture(autouse=True)
@@ -59,63 +40,14 @@ def toy_environment() -> Iterator[None]:
 
 @pytest.fixture
 def make_trainer(
-    tokenizer: PreTrainedTokenizerBase, codec: Codec, make_model: Callable[..., Any], tmp_path: Path
+    tokenizer: PreTrainedTokenizerBase, make_model: Callable[..., Any], tmp_path: Path
 ) -> Callable[..., PPPTrainer]:
-    def make(
-        settings: RolloutSettings | None = None,
-        player: Player | None = None,
-        limits: Limits | None = None,
-        max_concurrency: int = 64,
-        **args: Any,
-    ) -> PPPTrainer:
-        tasks = expand(toy_rows(2), ["no_preference"], 0, num_precise=0)
-        dataset = to_dataset(
-            tasks, lambda task: [{"role": "user", "content": task.prompt}], lambda task: len(task.prompt), 1000
-        )
-        config = PPPConfig(
-            **{
-                "output_dir": str(tmp_path / "run"),
-                "per_device_train_batch_size": 8,
-                "num_generations": 4,
-                "max_completion_length": 400,
-                "max_steps": 3,
-                "learning_rate": 1e-2,
-                "use_cpu": True,
-                "gradient_checkpointing": False,
-                "save_strategy": "no",
-                "shuffle_dataset": False,
-                "seed": 7,
-                **args,
-            }
-        )
-        (tmp_path / "run").mkdir(exist_ok=True)
-        run_log = RunLog(tmp_path / "run", 0, 0)
-        limits = limits or Limits(max_completion_tokens=400)
-        engine = ScriptedEngine(codec, player or Player())
-        return PPPTrainer(
-            make_model(tokenizer),
-            config,
-            dataset,
-            dataset,
-            tokenizer,
-            make_pool=lambda policy: RolloutPool(engine, codec, limits, max_concurrency=max_concurrency),
-            settings=settings or RolloutSettings(UNCLIPPED, correction=False, max_failure_rate=0.5),
-            run_log=run_log,
-            callbacks=[MetricsWriter(run_log)],
+    def make(settings: RolloutSettings | None = None, player: Player | None = None, **options: Any) -> PPPTrainer:
+        return build_trainer(
+            tokenizer, make_model(tokenizer), tmp_path / "run", settings=settings, player=player, **options
         )
 
     return make
-
-
-def generate(trainer: PPPTrainer) -> dict[str, torch.Tensor]:
-    """One generation batch: every row of the data set, four times."""
-    trainer.model.train()
-    rows = [dict(row) for row in trainer.train_dataset for _ in range(trainer.num_generations)]
-    return trainer._generate_and_score_completions(rows)
-
-
-def read_metrics(trainer: PPPTrainer) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (Path(trainer.args.output_dir) / "metrics.jsonl").read_text().splitlines()]
 
 
 def advantages_of(rewards: Sequence[float]) -> torch.Tensor:
