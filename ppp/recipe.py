@@ -184,10 +184,25 @@ def config_path(argv: Sequence[str]) -> Path | None:
     return found[0]
 
 
+class RecipeLoader(yaml.SafeLoader):
+    """YAML without keys that are given twice in a mapping, of which YAML would silently take the last."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value in lines:
+                raise yaml.YAMLError(f"{key.value!r} is given twice, in line {lines[key.value]} and in line {line}")
+            if isinstance(key, yaml.ScalarNode):
+                lines[key.value] = line
+        return node
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; its `env` section is put into the environment, as TRL does."""
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=RecipeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"config: {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):

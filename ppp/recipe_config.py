@@ -136,7 +136,7 @@ class RecipeConfig:
             raise refuse(
                 "limits.max_completion_tokens", self.limits["max_completion_tokens"], "set max_completion_length"
             )
-        self.build_limits(max_completion_length=1)
+        self._check_step_limits(self.build_limits(max_completion_length=1))
         self.reward_settings()
 
     def _check_environments(self) -> None:
@@ -157,6 +157,18 @@ class RecipeConfig:
             for name in vars(self)[field_name]:
                 if name not in self.environments:
                     raise refuse_unknown(field_name, name, self.environments)
+
+    def _check_step_limits(self, limits: Limits) -> None:
+        for name in self.environments:
+            options = self.environment_options.get(name, {})
+            found = environment_class(name, options).step_limit(options)
+            if found is not None and found[1] >= limits.tool_timeout_s:
+                raise refuse(
+                    f"environment_options.{name}.{found[0]}",
+                    found[1],
+                    f"must be below limits.tool_timeout_s ({limits.tool_timeout_s:g}), after which a call counts as a "
+                    "failure of the infrastructure",
+                )
 
     def build_crowds(self) -> Crowds:
         """The users of training and evaluation.

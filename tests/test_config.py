@@ -12,7 +12,7 @@ from toy import register
 
 from ppp.config import PPPConfig
 from ppp.preferences import PREFERENCES, SEEN, UNSEEN
-from ppp.recipe import Recipe, field_types, read_recipe
+from ppp.recipe import Recipe, field_types, read_recipe, read_yaml
 from ppp.recipe_config import RecipeConfig, expand_preferences
 from ppp.types import Answer, RecipeError, Task, Turn
 from ppp.users import USERS
@@ -219,6 +219,15 @@ BAD_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "bad limit": ({"limits": {"max_turns": 0}}, r"^limits.max_turns: 0"),
     "bad deadline": ({"limits": {"user_timeout_s": "soon"}}, r"^limits.user_timeout_s: 'soon'"),
     "total limit in the wrong place": ({"limits": {"max_completion_tokens": 9}}, r"set max_completion_length"),
+    "sandbox slower than its tool may be": (
+        {
+            "environments": {"func_loc": 1},
+            "environment_options": {"func_loc": {"toolset": "shell", "timeout_s": 60}},
+            "train_tasks": {"func_loc": "tasks.jsonl"},
+            "limits": {"tool_timeout_s": 60},
+        },
+        r"^environment_options.func_loc.timeout_s: 60 .*must be below limits.tool_timeout_s \(60\)",
+    ),
     "unknown term": ({"term_weights": {"speed": 1}}, r"term_weights: 'speed' is unknown"),
     "bad weight": ({"term_weights": {"proactivity": -1}}, r"^term_weights.proactivity: -1 .*>= 0"),
     "unknown key of the warm start": ({"warmstart": {"num_step": 1}}, r"warmstart: 'num_step' .*mean 'num_steps'"),
@@ -280,6 +289,27 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(RecipeError, match="config: "):
         read_recipe(["--config", str(tmp_path / "recipe.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nbeta: 0.0\nseed: 2\n", "'seed' is given twice, in line 1 and in line 3"),
+        ("limits:\n  max_turns: 2\n  max_turns: 3\n", "'max_turns' is given twice, in line 2 and in line 3"),
+        ("user: [{kind: a, kind: b}]\n", "'kind' is given twice, in line 1 and in line 1"),
+        ("seed: 1\n'seed': 1\n", "'seed' is given twice"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        read_yaml(tmp_path / "recipe.yaml")
+
+
+def test_keys_that_are_merged_may_be_given_anew(tmp_path: Path) -> None:
+    text = "a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b, x: 3}\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert read_yaml(tmp_path / "recipe.yaml") == {"a": {"x": 1}, "b": {"x": 2}, "c": {"x": 3}}
 
 
 def test_every_field_of_ours_says_what_it_is() -> None:

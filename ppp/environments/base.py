@@ -50,6 +50,15 @@ class Environment(ABC):
         """Raise `RecipeError` for an option that this environment does not know or a value that it cannot use."""
 
     @classmethod
+    def step_limit(cls, options: Mapping[str, Any]) -> tuple[str, float] | None:
+        """The option under which this environment itself ends a step that takes too long, and after how many seconds.
+
+        It has to come before the session's own deadline, which takes the step for a failure of ours. None where no
+        option does that.
+        """
+        return None
+
+    @classmethod
     def check_task(cls, task: Task) -> None:
         """Raise `RecipeError` when the payload lacks something (a gold answer, a repository); runs before training."""
 

@@ -61,6 +61,10 @@ class FuncLocShell(FuncLocEnvironment):
             raise RecipeError(f"environment_options.func_loc: {error}") from error
         check_sandbox(_sandbox_kind(options))
 
+    @classmethod
+    def step_limit(cls, options: Mapping[str, Any]) -> tuple[str, float]:
+        return "timeout_s", _limits(options).timeout_s
+
     def __init__(self, task: Task, options: Mapping[str, Any] | None = None) -> None:
         super().__init__(task, options)
         self._lease = _Lease()

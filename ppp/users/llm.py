@@ -22,7 +22,7 @@ from ppp.preferences import PREFERENCES
 from ppp.prompts import load_prompt
 from ppp.rewards import LEVELS, RESEARCH_ENVIRONMENT, RESEARCH_LEVELS
 from ppp.types import Answer, Effort, RecipeError, Source, Task, Turn
-from ppp.users.base import User, UserService
+from ppp.users.base import User
 from ppp.users.evidence import TASK, UNKNOWN, Evidence, Grade
 from ppp.users.judge import MAX_QUESTION_CHARS, NEEDS_WORK, as_data, judge_question, work_before
 from ppp.users.leaks import Flaw, Secrets, shortened
@@ -62,29 +62,21 @@ class LLMUser(User):
 
     service: LLMUserService
 
-    def __init__(
-        self,
-        task: Task,
-        options: Mapping[str, Any] | None = None,
-        *,
-        sources: Sequence[Source] = (),
-        service: UserService | None = None,
-        seed: int = 0,
-    ) -> None:
-        if not isinstance(service, LLMUserService):
+    def __init__(self, task: Task, options: Mapping[str, Any] | None = None, **shared: Any) -> None:
+        if not isinstance(shared.get("service"), LLMUserService):
             raise RecipeError(
                 "user.kind: 'llm' is not allowed without the service of its run; see LLMUser.open_service"
             )
-        super().__init__(task, options, sources=sources, service=service, seed=seed)
+        super().__init__(task, options, **shared)
         for source in self.sources:
             if source.name in (TASK, UNKNOWN):
                 raise RecipeError(f"task {task.task_id!r}: source {source.name!r}; the name has a meaning of its own")
-        self.settings = service.options
+        self.settings = self.service.options
         self.preference = PREFERENCES[task.preference]
-        self.gateway = service.gateway_for(seed)
-        self.seed_sent = seed % 2**31 if self.settings.sample_per_session else None
+        self.gateway = self.service.gateway_for(self.seed)
+        self.seed_sent = self.seed % 2**31 if self.settings.sample_per_session else None
         self.hardness = HARDNESS[self.settings.hardness]
-        self.report = remembered(task.precise_prompt, self.hardness.forgets, seed)
+        self.report = remembered(task.precise_prompt, self.hardness.forgets, self.seed)
         is_layperson = task.preference == "amateur"
         self.shown = tuple(source for source in self.sources if not (is_layperson and source.is_gold))
         is_research = task.environment == RESEARCH_ENVIRONMENT
