@@ -1,26 +1,18 @@
 """What the rule-made agents of `func_loc` make of text: clues of an issue, likely files, the functions that share most.
 
-Nothing here acts; `func_loc_shell.py` and `func_loc_read.py` beside this file do, each with its own tools. They see
-what a policy sees, the prompt and the observations, and keep nothing between turns: every turn replays the plan over
-the session so far. They understand nothing; they are the floor that a trained policy has to leave behind.
+Nothing here acts; `func_loc_agent.py`, which comes next, does. This understands nothing; it is the floor that a trained
+policy has to leave behind.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ppp.types import Task, ToolCall, Turn
-
-Step = tuple[str, ToolCall]
-Plan = Generator[Step, str, str]  # yields what to do, is sent the observation, returns the answer
 Weights = dict[str, float]
-
-QUESTION = "Which option, class or error message is this about, and what did you expect instead?"
 
 # What a mention is worth, by where it stands. Chosen by hand on half of the issues of the table in the README.
 TITLE_WEIGHT, SPAN_WEIGHT, TEXT_WEIGHT, FENCE_WEIGHT = 3.0, 2.0, 1.0, 0.4
@@ -56,31 +48,6 @@ _FRAMES = (re.compile(r'File "([^"]+\.py)", line \d+, in (\w+)'), re.compile(r"(
 _SETTING = re.compile(r"\W*(?:your )?(?:environment|versions?\b|pip (?:list|freeze)|os\b|screenshots|additional)", re.I)
 _HEADING = re.compile(r"#+ |\*\*\w")
 _DEFINITION = re.compile(r"\s*(async def|def|class)\s+(\w+)")
-
-
-class PlannedAgent(ABC):
-    """An agent that follows a plan, asks the user first if it is told to, and finishes with what the plan returns."""
-
-    ask: bool
-
-    def act(self, task: Task, turns: Sequence[Turn]) -> Step:
-        plan = self._steps(task.prompt)
-        step = next(plan)
-        for turn in turns:
-            step = plan.send(turn.observation or "")
-        return step
-
-    @abstractmethod
-    def plan(self, text: str) -> Plan:
-        """What to do about an issue."""
-
-    def _steps(self, text: str) -> Generator[Step, str, None]:
-        if self.ask:
-            reply = yield "I ask what would narrow the search down.", ToolCall("ask_user", {"query": QUESTION})
-            text += f"\n\n{reply}"
-        answer = yield from self.plan(text)
-        while True:
-            yield "These functions share most with the issue.", ToolCall("finish", {"answer": answer})
 
 
 def weigh_clues(text: str, ignored: Iterable[str] = ()) -> Weights:
