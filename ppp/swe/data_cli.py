@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from importlib import import_module
+
+from ppp.commands import hand_over
 
 # name -> (module with a `main(argv) -> exit status`, what it does)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -15,20 +15,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Hand the rest of the command line to a subcommand; returns its exit status."""
-    listing = "\n".join(f"  {name:<10} {purpose}" for name, (_, purpose) in COMMANDS.items())
-    parser = argparse.ArgumentParser(
-        prog="ppp data",
-        description="Make training and test tasks of software issues.",
-        epilog=f"commands:\n{listing}\n\nppp data COMMAND --help lists the options of a command.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=", ".join(COMMANDS))
-    given = list(sys.argv[1:] if argv is None else argv)
-    # Only what stands before the command is ours: `ppp data swe --help` is the help of `swe`.
-    known = parser.parse_args(given[:1] or ["--help"])
-    status: int = import_module(COMMANDS[known.command][0]).main(given[1:])
-    return status
+    """Hand the rest of the command line to a command; returns its exit status."""
+    return hand_over("ppp data", "Make training and test tasks of software issues.", COMMANDS, argv)
 
 
 if __name__ == "__main__":
