@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 
-from ppp import __version__
+from ppp.commands import hand_over
 
 # name -> (module with a `main(argv) -> exit status`, what it does)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -26,23 +24,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Hand the rest of the command line to a subcommand; returns its exit status."""
-    listing = "\n".join(f"  {name:<10} {purpose}" for name, (_, purpose) in COMMANDS.items())
-    parser = argparse.ArgumentParser(
-        prog="ppp",
-        description="Train and evaluate agents that are productive, proactive and personalized.",
-        epilog=f"commands:\n{listing}\n\nppp COMMAND --help lists the options of a command.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=True,
-    )
-    parser.add_argument("--version", action="version", version=f"ppp {__version__}")
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=", ".join(COMMANDS))
-    given = list(sys.argv[1:] if argv is None else argv)
-    # Only what stands before the command is ours: `ppp train --help` is the help of `train`.
-    known = parser.parse_args(given[:1] or ["--help"])
+    """Hand the rest of the command line to a command; returns its exit status."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the pool's threads tokenize; forks would only warn
-    status: int = import_module(COMMANDS[known.command][0]).main(given[1:])
-    return status
+    description = "Train and evaluate agents that are productive, proactive and personalized."
+    return hand_over("ppp", description, COMMANDS, argv)
 
 
 if __name__ == "__main__":
