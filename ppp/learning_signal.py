@@ -127,7 +127,7 @@ CAUSES: dict[str, Cause] = {
     ),
     "no_entropy": Cause(
         "entropy",
-        lambda logs: 0.0 <= value(logs, "entropy", 1.0) < NO_ENTROPY and value(logs, "failure_rate") != 1.0,
+        lambda logs: 0.0 < value(logs, "entropy") < NO_ENTROPY,
         "the policy has become certain of every token, so that all copies of a session are alike",
         "raise temperature, lower learning_rate, set beta above 0, or go on from an earlier checkpoint",
         "explains",
@@ -145,7 +145,7 @@ CAUSES: dict[str, Cause] = {
     "flat_groups": Cause(
         "flat_groups",
         is_flat,
-        "all rewards of every group were equal",
+        "in no group did one copy earn more than another",
         "mix in easier or harder tasks, raise num_generations or temperature, set max_resamples",
         "dead",
         hides=("zero_gradient",),

@@ -21,7 +21,6 @@ from trl import GRPOTrainer
 from ppp.batch import RolloutSettings, TooManyFailuresError
 from ppp.codec import Codec
 from ppp.engines.scripted import ScriptedEngine
-from ppp.learning_signal import LearningSignalGuard
 from ppp.rewards import RewardSettings
 from ppp.session import Limits
 from ppp.trainer import PPPTrainer
@@ -273,29 +272,3 @@ def test_sampling_noise_differs_between_rounds_of_one_step(make_trainer: Callabl
     assert {job.row for job in second} == {2, 3}
     trainer.state.global_step = 1
     assert trainer._jobs() == first
-
-
-class Control:
-    should_save = should_training_stop = False
-
-
-class State:
-    global_step = 0
-    is_world_process_zero = True
-
-
-GOOD = {"loss": 0.1, "flat_groups": 0.5, "turns/unreadable": 0.5, "grad_norm": 1.0}
-
-
-@pytest.mark.parametrize("bad", [{"flat_groups": 1.0}, {"turns/unreadable": 1.0}, {"grad_norm": 0.0}])
-def test_guard_warns_once_and_then_stops_when_steps_teach_nothing(
-    bad: dict[str, float], caplog: pytest.LogCaptureFixture
-) -> None:
-    guard, state, control = LearningSignalGuard(warn_after=3, stop_after=5), State(), Control()
-    logs = [GOOD, *[{**GOOD, **bad}] * 2, GOOD, *[{**GOOD, **bad}] * 5]
-    for state.global_step, line in enumerate(logs, start=1):
-        assert not control.should_training_stop
-        guard.on_log(None, state, control, line)
-        assert len(caplog.records) == (state.global_step >= 7)
-    assert control.should_training_stop and control.should_save
-    assert guard.stop_message is not None and "last 5 steps" in guard.stop_message

@@ -24,6 +24,7 @@ from ppp.run_log import RunLog
 from ppp.session import Limits
 from ppp.trainer import PPPTrainer
 from ppp.types import Task, ToolCall, Turn
+from ppp.users.crowd import Crowd
 
 UNCLIPPED = RewardSettings(weights={"proactivity": 0, "personalization": 0}, reward_clip=None)
 
@@ -66,6 +67,7 @@ def build_trainer(
     limits: Limits | None = None,
     max_concurrency: int = 64,
     num_tasks: int = 2,
+    crowd: Crowd | None = None,
     callbacks: Sequence[Any] = (),
     peft_config: Any = None,
     **args: Any,
@@ -76,6 +78,7 @@ def build_trainer(
         player: plays the scripted engine's part.
         make_engine: gets a function that returns the policy; None takes a scripted engine.
         num_tasks: sessions of the training set.
+        crowd: who plays the users; None takes scripted ones.
         args: changes of `ARGS`.
     """
     codec = Codec.from_tokenizer(tokenizer)
@@ -89,7 +92,7 @@ def build_trainer(
 
     def make_pool(policy: Callable[[], Any]) -> RolloutPool:
         engine = ScriptedEngine(codec, player or Player()) if make_engine is None else make_engine(policy)
-        return RolloutPool(engine, codec, limits, max_concurrency=max_concurrency)
+        return RolloutPool(engine, codec, limits, crowd=crowd, max_concurrency=max_concurrency)
 
     return PPPTrainer(
         model,
