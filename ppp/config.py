@@ -53,8 +53,8 @@ class PPPConfig(GRPOConfig):
         False, "Leave trajectories out of the loss that ran out of tokens (decided from the stop reason)."
     )
     logging_steps: float = option(1, "Log every so many steps.")
-    # TRL's parser needs None to be the first of three types.
     bf16: bool | None = option(None, "Mixed precision with bf16; default: on a GPU.")
+    # HfArgumentParser asks whether None is an instance of the second of three types, which list[str] cannot answer.
     report_to: None | str | list[str] = option(  # noqa: RUF036
         "none", "wandb, tensorboard or none, beside the files in output_dir."
     )

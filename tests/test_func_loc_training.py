@@ -125,6 +125,7 @@ def train(folder: Path, options: Sequence[str], **changes: Any) -> tuple[list[di
         "preferences": ["no_preference"],
         "num_precise_per_task": 0,
         "reward_clip": None,
+        "max_logprob_difference": 100.0,  # the engine is a script, which has no probabilities
         **changes,
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
