@@ -73,7 +73,7 @@ class Checkpoints:
     Args:
         folder: the run's output folder.
         limit: how many to keep; None keeps all.
-        resumed_from: the checkpoint that the run started from, which it never removes.
+        chosen: a checkpoint that somebody named to go on from, which is never removed.
         facts: JSON values that are written into each, for `resume.py`.
     """
 
@@ -81,10 +81,10 @@ class Checkpoints:
         self,
         folder: Path,
         limit: int | None = None,
-        resumed_from: Path | None = None,
+        chosen: Path | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        self.folder, self.limit, self.resumed_from = folder, limit, resumed_from
+        self.folder, self.limit, self.chosen = folder, limit, chosen
         self.facts = dict(facts or {})
         self.run_dir = folder  # in which transformers makes `checkpoint-<step>`
 
@@ -129,13 +129,13 @@ class Checkpoints:
     def rotate(self, best: str | None = None) -> None:
         """Remove the oldest checkpoints beyond the limit; for the process that writes.
 
-        The newest, the one that the run started from and `best` stay, whatever the limit.
+        The newest, the chosen one and `best` stay, whatever the limit.
         """
         found = find_checkpoints(self.folder)
         if not self.limit or not found:
             return
         protected = {found[-1].resolve()}
-        protected.update(Path(path).resolve() for path in (self.resumed_from, best) if path is not None)
+        protected.update(Path(path).resolve() for path in (self.chosen, best) if path is not None)
         old = [path for path in found if path.resolve() not in protected]
         for path in old[: max(0, len(found) - self.limit)]:
             self._remove(path)

@@ -50,7 +50,7 @@ def prepare_output_dir(recipe: Recipe, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        (folder / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
+        write_whole(folder / RECIPE_FILE, recipe.to_yaml())
     except OSError as error:
         raise refuse("output_dir", str(folder), f"a folder that can be written to ({error.strerror})") from error
     versions = {found.metadata["Name"]: found.version for found in metadata.distributions()}
@@ -59,7 +59,14 @@ def prepare_output_dir(recipe: Recipe, folder: Path) -> None:
         "hardware": hardware(recipe.args),
         **dict(sorted(versions.items())),
     }
-    (folder / VERSIONS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / VERSIONS_FILE, json.dumps(record, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a run that is killed leaves the old one or the new one, and nothing between."""
+    beside = path.with_name(f"_{path.name}.tmp")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
 
 
 def hardware(args: PPPConfig) -> dict[str, Any]:
@@ -82,7 +89,7 @@ def set_up_wandb(recipe: Recipe, folder: Path) -> None:
         return
     path = folder / WANDB_RUN_FILE
     if not path.is_file():
-        path.write_text(uuid.uuid4().hex[:8] + "\n", encoding="utf-8")
+        write_whole(path, uuid.uuid4().hex[:8] + "\n")
     os.environ.setdefault("WANDB_RUN_ID", path.read_text(encoding="utf-8").strip())
     os.environ.setdefault("WANDB_RESUME", "allow")
     os.environ.setdefault("WANDB_DIR", str(folder))

@@ -77,6 +77,8 @@ def set_up_logging() -> None:
     transformers.logging.disable_progress_bar()
     # TRL still reads attributes that transformers renames, in every step.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # DeepSpeed calls collectives by their old names, in every layer.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 
 def _fail(message: object, status: int) -> int:
@@ -118,6 +120,7 @@ def run(recipe: Recipe) -> PPPTrainer:
         prepare_output_dir(recipe, output_dir)
     PartialState().wait_for_everyone()
     set_up_wandb(recipe, output_dir)
+    named = None if args.resume_from_checkpoint == "true" else checkpoint  # what somebody chose is not ours to remove
     run_log = RunLog(output_dir, args.process_index, step=step_of(checkpoint))
     if config.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -135,7 +138,7 @@ def run(recipe: Recipe) -> PPPTrainer:
         settings=rollout_settings(recipe),
         books=books,
         run_log=run_log,
-        checkpoints=Checkpoints(output_dir, args.save_total_limit, checkpoint, facts),
+        checkpoints=Checkpoints(output_dir, args.save_total_limit, named, facts),
         peft_config=build_peft_config(recipe),
         callbacks=[MetricsWriter(run_log), Progress(), guard],
     )
