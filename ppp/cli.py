@@ -10,6 +10,7 @@ from ppp.commands import hand_over
 
 # name -> (module with a `main(argv) -> exit status`, what it does)
 COMMANDS: dict[str, tuple[str, str]] = {
+    "doctor": ("ppp.doctor.command", "find out before a run what would keep it from working"),
     "warmstart": ("ppp.warmstart", "supervised warm start: teach a model to take part in sessions at all"),
     "train": ("ppp.train", "train from a recipe, in one process (several: accelerate launch -m ppp.train)"),
     "evaluate": (
