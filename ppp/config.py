@@ -42,6 +42,16 @@ class PPPConfig(GRPOConfig):
     loss_type: str = option("dapo", "How per-token losses are averaged; dapo: over all tokens of the batch.")
     epsilon: float = option(0.2, "Lower clip range of the policy ratio.")
     epsilon_high: float | None = option(0.28, "Upper clip range of the policy ratio (clip-higher).")
+    importance_sampling_level: str = option(
+        "token",
+        "Ratios of the policies per token, or per sequence (GSPO), whose clip ranges are far smaller: epsilon 3e-4, "
+        "epsilon_high 4e-4.",
+    )
+    multi_objective_aggregation: str = option(
+        "sum_then_normalize",
+        "sum_then_normalize: advantages of the summed reward; normalize_then_sum (GDPO): each term by itself first, so "
+        "that no term drowns another and nothing is clipped.",
+    )
     beta: float = option(0.0, "Weight of the KL term; above 0 the reference model is loaded from model_name_or_path.")
     num_generations: int = option(8, "Copies of each session in a group (G).")
     num_generations_eval: int | None = option(1, "Copies of each session in the evaluation.")
@@ -84,6 +94,7 @@ class PPPConfig(GRPOConfig):
         self.per_device_eval_batch_size = self.num_generations_eval or self.num_generations
         self._check_choices()
         self._check_numbers()
+        self._check_loss()
         super().__post_init__()
 
     def _check_choices(self) -> None:
@@ -97,6 +108,21 @@ class PPPConfig(GRPOConfig):
         for name in [self.report_to] if isinstance(self.report_to, str) else self.report_to or ():
             if name not in ("none", "all", *available):
                 raise refuse("report_to", name, f"none, all, or what is installed: {', '.join(available)}")
+
+    def _check_loss(self) -> None:
+        """Check settings of the loss that contradict each other: one of them would be ignored without a word."""
+        if self.multi_objective_aggregation == "normalize_then_sum" and self.scale_rewards not in ("group", True):
+            allowed = "multi_objective_aggregation normalize_then_sum always scales within groups; leave it at group"
+            raise refuse("scale_rewards", self.scale_rewards, allowed)
+        if self.loss_type == "vespo":
+            if self.importance_sampling_level != "token":
+                allowed = "loss_type vespo has ratios of its own; leave it at token"
+                raise refuse("importance_sampling_level", self.importance_sampling_level, allowed)
+            if not self.vllm_importance_sampling_mode.startswith("token_"):
+                allowed = "loss_type vespo takes token_truncate or token_mask"
+                raise refuse("vllm_importance_sampling_mode", self.vllm_importance_sampling_mode, allowed)
+        if self.sync_ref_model and self.beta == 0:
+            raise refuse("sync_ref_model", True, "with beta 0 there is no reference model")
 
     def _check_numbers(self) -> None:
         """Check the numbers whose error would otherwise come late or name another field."""

@@ -67,7 +67,7 @@ def terms_vary(logs: Logs) -> bool:
 
 
 def most_frequent_failure(logs: Logs) -> str:
-    """ ", most often: <kind>", from the shares of the kinds of failure."""
+    """What failed most often, as the end of a sentence."""
     shares = {name.removeprefix(FAILURES): value(logs, name) for name in logs if name.startswith(FAILURES)}
     return f", most often of the kind {max(shares, key=lambda kind: shares[kind])!r}" if shares else ""
 

@@ -154,7 +154,21 @@ def build(values: dict[str, Any]) -> Recipe:
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"recipe: {error}") from error
     config.build_limits(args.max_completion_length or 1)
+    check_together(config, args)
     return Recipe(config, args, values)
+
+
+def check_together(config: RecipeConfig, args: PPPConfig) -> None:
+    """Check what GRPO's part and ours say about the same thing.
+
+    Raises:
+        RecipeError: one of the two would be ignored without a word.
+    """
+    if args.multi_objective_aggregation == "normalize_then_sum" and config.reward_clip not in (None, [0.0, 1.0]):
+        allowed = "multi_objective_aggregation normalize_then_sum has no sum that could be clipped; set it to null"
+        raise refuse("reward_clip", config.reward_clip, allowed)
+    if args.sync_ref_model and config.use_peft:
+        raise refuse("sync_ref_model", True, "with use_peft the reference is the model without its adapters")
 
 
 def config_path(argv: Sequence[str]) -> Path | None:

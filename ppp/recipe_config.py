@@ -16,7 +16,7 @@ from ppp.checks import check_at_least, option, refuse, refuse_unknown
 from ppp.engines import ENGINES
 from ppp.environments import ENVIRONMENTS, environment_class
 from ppp.preferences import PREFERENCES, SEEN, UNSEEN
-from ppp.rewards import RewardSettings
+from ppp.rewards import TERMS, RewardSettings
 from ppp.session import Limits
 from ppp.types import RecipeError
 from ppp.users.crowd import Crowd, Crowds, as_mapping
@@ -29,6 +29,7 @@ COUNTS_FROM_ZERO = (
     "check_logprobs_every",
     "max_resamples",
 )
+MAX_RESAMPLES = 100
 PREFERENCE_GROUPS = {"seen": SEEN, "unseen": UNSEEN, "all": tuple(PREFERENCES)}
 
 
@@ -89,7 +90,9 @@ class RecipeConfig:
     personalization_bonus: Literal["paper", "released"] = option(
         "paper", "When following a preference earns its bonus: paper, or released (on vague prompts, after a question)."
     )
-    reward_clip: list[float] | None = option([0.0, 1.0], "Bounds of the summed reward, or none.")
+    reward_clip: list[float] | None = option(
+        [0.0, 1.0], "Bounds of the summed reward, or none; nothing is clipped with normalize_then_sum."
+    )
 
     importance_sampling_correction: Literal["auto", "true", "false"] = option(
         "auto", "Correct for the engine's probabilities; auto: unless engine and trainer share weights and agree."
@@ -137,7 +140,18 @@ class RecipeConfig:
                 "limits.max_completion_tokens", self.limits["max_completion_tokens"], "set max_completion_length"
             )
         self._check_step_limits(self.build_limits(max_completion_length=1))
-        self.reward_settings()
+        self._check_learning()
+
+    def _check_learning(self) -> None:
+        """Check what would leave nothing to learn from, or stop the run behind the loading of the model."""
+        weights = self.reward_settings().weights
+        if all(weights.get(term, 1.0) == 0 for term in TERMS):
+            raise refuse("term_weights", self.term_weights, "with no weight above 0 all rewards are equal")
+        if self.max_resamples > MAX_RESAMPLES:
+            raise refuse("max_resamples", self.max_resamples, f"must be at most {MAX_RESAMPLES}")
+        if self.use_peft and "lm_head" in self.lora_target_modules:
+            allowed = "lm_head cannot have an adapter, because the loss reads its weights directly"
+            raise refuse("lora_target_modules", self.lora_target_modules, allowed)
 
     def _check_environments(self) -> None:
         if not self.environments:

@@ -214,6 +214,9 @@ def check_steps(recipe: Recipe, num_sessions: int, has_evaluation: bool) -> None
     num_groups = args.generation_batch_size // args.num_generations
     if num_sessions < num_groups:
         raise RecipeError(f"train_tasks: {num_sessions} sessions are too few; a step takes {num_groups} different ones")
+    if recipe.config.max_resamples and num_sessions == num_groups:
+        allowed = f"a step takes all {num_sessions} sessions of train_tasks, and none is left to take another's place"
+        raise refuse("max_resamples", recipe.config.max_resamples, allowed)
     if args.eval_strategy != "no" and not has_evaluation:
         raise refuse("eval_strategy", str(args.eval_strategy.value), "no, unless eval_tasks name tasks")
 

@@ -233,6 +233,36 @@ BAD_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key of the warm start": ({"warmstart": {"num_step": 1}}, r"warmstart: 'num_step' .*mean 'num_steps'"),
     "wrong type in the warm start": ({"warmstart": {"num_steps": "x"}}, r"warmstart.num_steps: 'x' .*an integer"),
     "no environment variables": ({"env": "A=1"}, r"^env: 'A=1' .*a mapping"),
+    "no weight at all": (
+        {"interaction": False, "term_weights": {"productivity": 0}},
+        r"^term_weights: .*no weight above 0",
+    ),
+    "too many attempts": ({"max_resamples": 101}, r"^max_resamples: 101 .*at most 100"),
+    "clip without a sum": (
+        {"multi_objective_aggregation": "normalize_then_sum", "reward_clip": [0.0, 2.0]},
+        r"^reward_clip: \[0.0, 2.0\] .*normalize_then_sum",
+    ),
+    "scale without a sum": (
+        {"multi_objective_aggregation": "normalize_then_sum", "scale_rewards": "batch"},
+        r"^scale_rewards: 'batch' .*normalize_then_sum",
+    ),
+    "ratios that are not used": (
+        {"loss_type": "vespo", "importance_sampling_level": "sequence"},
+        r"^importance_sampling_level: 'sequence' .*vespo",
+    ),
+    "correction that vespo does not take": (
+        {"loss_type": "vespo", "vllm_importance_sampling_mode": "sequence_mask"},
+        r"^vllm_importance_sampling_mode: 'sequence_mask' .*vespo",
+    ),
+    "reference that is not there": ({"sync_ref_model": True}, r"^sync_ref_model: True .*beta 0"),
+    "reference of an adapter": (
+        {"sync_ref_model": True, "beta": 0.1, "use_peft": True},
+        r"^sync_ref_model: .*use_peft",
+    ),
+    "adapter of the head": (
+        {"use_peft": True, "lora_target_modules": ["lm_head"]},
+        r"^lora_target_modules: .*lm_head cannot",
+    ),
     "bad clip": ({"reward_clip": [1.0, 0.0]}, r"reward_clip"),
     "group of one": ({"num_generations": 1}, r"num_generations: 1"),
     "group does not divide": ({"num_generations": 3}, r"num_generations: 3 .*must divide the 8 trajectories"),
