@@ -201,7 +201,7 @@ def config_path(argv: Sequence[str]) -> Path | None:
 class RecipeLoader(yaml.SafeLoader):
     """YAML without keys that are given twice in a mapping, of which YAML would silently take the last."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
         for key, _ in node.value:
