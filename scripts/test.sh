@@ -1,13 +1,21 @@
 #!/usr/bin/env bash
-# Set up .venv if needed, then lint, check types and run the tests. Arguments go to pytest: scripts/test.sh -k town
+# Set up an environment if needed and run tests. Arguments go to pytest: scripts/test.sh -k town
+#   scripts/test.sh          in .venv: lint, types, and all tests but those in tests/vllm
+#   scripts/test.sh --vllm   in .venv-vllm: tests/vllm, against real vLLM on a CPU; half an hour on two cores
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-scripts/setup.sh
 
 # The tests need no network; a library that tries to reach one should fail at once instead of waiting.
-export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
+offline=(HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false VLLM_NO_USAGE_STATS=1)
 
+if [[ ${1:-} == --vllm ]]; then
+    shift
+    scripts/setup.sh --vllm
+    exec env "${offline[@]}" .venv-vllm/bin/python -m pytest tests/vllm "$@"
+fi
+
+scripts/setup.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-exec .venv/bin/python -m pytest "$@"
+exec env "${offline[@]}" .venv/bin/python -m pytest "$@"

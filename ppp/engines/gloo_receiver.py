@@ -6,7 +6,6 @@ Imported by vLLM's workers only, after `weight_transfer.py` has named it to them
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -15,7 +14,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from ppp.engines.weight_transfer import join, receive
+from ppp.engines.weight_transfer import GlooWorker
 
 
 @dataclass
@@ -42,13 +41,13 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
 
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
-    _group: Any = None
+    _worker: GlooWorker | None = None
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         """Join the trainer's group; a group with a trainer of before is left."""
         config = self.parallel_config
         rank = init_info.rank_offset + config.data_parallel_index * config.world_size + config.rank
-        self._group = join(init_info.master_address, init_info.master_port, rank, init_info.world_size)
+        self._worker = GlooWorker(init_info.master_address, init_info.master_port, rank, init_info.world_size)
 
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)
@@ -59,12 +58,12 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         Raises:
             RuntimeError: the trainer is gone.
         """
-        if self._group is None:
+        if self._worker is None:
             raise RuntimeError("init_weight_transfer_engine has to come first")
-        self.model.load_weights(receive(self._group, update_info.names, update_info.dtype_names, update_info.shapes))
+        self.model.load_weights(self._worker.receive(update_info.names, update_info.dtype_names, update_info.shapes))
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
-        self._group = None
+        self._worker = None

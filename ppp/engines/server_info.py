@@ -77,32 +77,6 @@ def read_server_info(base_url: str, timeout_s: float = 30.0, headers: Mapping[st
         ) from error
 
 
-def send(
-    base_url: str,
-    path: str,
-    body: dict[str, Any] | None = None,
-    *,
-    timeout_s: float,
-    headers: Mapping[str, str] | None = None,
-) -> httpx.Response:
-    """One request that changes a server.
-
-    Raises:
-        InfrastructureError: the server is gone, or refuses; with what it says.
-    """
-    try:
-        reply = httpx.post(base_url + path, json=body or {}, timeout=timeout_s, headers=headers, trust_env=False)
-    except httpx.HTTPError as error:
-        raise InfrastructureError(
-            f"{base_url}{path}: no answer ({type(error).__name__} {error})", kind=ENGINE_KIND
-        ) from error
-    if reply.is_error:
-        raise InfrastructureError(
-            f"{base_url}{path}: answered {reply.status_code}: {reply.text[:500]}", kind=ENGINE_KIND
-        )
-    return reply
-
-
 def _json(reply: httpx.Response) -> dict[str, Any]:
     reply.raise_for_status()
     content = reply.json()

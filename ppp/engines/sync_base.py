@@ -12,11 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import httpx
 from torch import nn
 
 from ppp.checks import refuse, refuse_option
 from ppp.engines.base import EngineSettings
-from ppp.engines.server_info import ENGINE_KIND, ServerInfo, read_server_info, send
+from ppp.engines.server_info import ENGINE_KIND, ServerInfo, read_server_info
 from ppp.types import InfrastructureError
 
 _RESET_S = 10.0
@@ -45,6 +46,13 @@ class WeightSync(ABC):
         self.timeout_s = float(self.options.get("timeout_s", 0))
         key = os.environ.get(settings.options.get("api_key_env") or "")
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        # One client, because each reads all certificates; no connection is kept, because its server may be restarted.
+        self._client = httpx.Client(
+            headers=self._headers,
+            timeout=self.timeout_s,
+            trust_env=False,
+            limits=httpx.Limits(max_keepalive_connections=0),
+        )
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
@@ -103,13 +111,21 @@ class WeightSync(ABC):
         """What the server says of itself, see `read_server_info`."""
         return read_server_info(base_url, self.timeout_s, self._headers)
 
-    def post(self, base_url: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    def post(self, base_url: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         """The server's answer to a request that changes it.
 
         Raises:
             InfrastructureError: it is gone, or refuses.
         """
-        return send(base_url, path, body, timeout_s=self.timeout_s, headers=self._headers)
+        try:
+            reply = self._client.post(base_url + path, json=body or {})
+        except httpx.HTTPError as error:
+            reason = f"{base_url}{path}: no answer ({type(error).__name__} {error})"
+            raise InfrastructureError(reason, kind=ENGINE_KIND) from error
+        if reply.is_error:
+            reason = f"{base_url}{path}: answered {reply.status_code}: {reply.text[:500]}"
+            raise InfrastructureError(reason, kind=ENGINE_KIND)
+        return reply
 
     def reset_prefix_cache(self, base_url: str) -> None:
         """Make a server forget what it computed with other weights.
@@ -129,6 +145,7 @@ class WeightSync(ABC):
 
     def close(self) -> None:
         """Let go of all servers."""
+        self._client.close()
 
 
 class NoSync(WeightSync):

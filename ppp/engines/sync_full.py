@@ -104,6 +104,7 @@ class FullSync(WeightSync):
             group.abort()
 
     def close(self) -> None:
+        super().close()
         for base_url in list(self.groups):
             self.disconnect(base_url)
 
@@ -117,10 +118,12 @@ class FullSync(WeightSync):
         except OSError as error:
             raise InfrastructureError(f"{base_url}: no way to it from here ({error})", kind=ENGINE_KIND) from error
         info = GROUPS[backend].init_info(address, listener.getsockname()[1], world_size)
-        told = in_background(lambda: self.post(base_url, "/init_weight_transfer_engine", {"init_info": info}))
+        told: Future[Any] = in_background(
+            lambda: self.post(base_url, "/init_weight_transfer_engine", {"init_info": info})
+        )
         # The current GPU is a thread's own.
         device = torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else torch.device("cpu")
-        joined = in_background(lambda: GROUPS[backend](listener, address, world_size, timeout_s, device))
+        joined: Future[Any] = in_background(lambda: GROUPS[backend](listener, address, world_size, timeout_s, device))
         # A server that refuses would be waited for in vain.
         wait([told, joined], timeout_s, return_when=FIRST_EXCEPTION)
         try:
@@ -170,10 +173,13 @@ class _Sending:
     def _start(self, base_url: str) -> None:
         try:
             self._sync.post(base_url, "/start_weight_update")
-        except InfrastructureError:
+        except InfrastructureError as error:
             # It may be in the middle of an update whose trainer was killed.
-            self._sync.post(base_url, "/finish_weight_update")
-            self._sync.post(base_url, "/start_weight_update")
+            try:
+                self._sync.post(base_url, "/finish_weight_update")
+                self._sync.post(base_url, "/start_weight_update")
+            except InfrastructureError:
+                raise error from None
 
     def _finish(self, base_url: str) -> None:
         self._sync.post(base_url, "/finish_weight_update")

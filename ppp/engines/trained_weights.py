@@ -149,9 +149,9 @@ def _num_elements(parameter: Any, is_zero3: bool) -> int:
 
 
 def _whole(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]:
-    from deepspeed.zero import GatheredParameters  # an extra, and slow to import
+    import deepspeed  # an extra, and slow to import
 
-    return GatheredParameters(list(parameters))
+    return deepspeed.zero.GatheredParameters(list(parameters))
 
 
 def _full(tensor: Tensor) -> Tensor:

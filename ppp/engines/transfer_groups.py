@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo, TCPStore
+from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 
-from ppp.engines.weight_transfer import STORE_PREFIX
+from ppp.engines.weight_transfer import READY_KEY, STORE_PREFIX, from_trainer
 
 T = TypeVar("T")
 
@@ -78,6 +78,7 @@ class GlooGroup(TransferGroup):
     ) -> None:
         super().__init__(listener, address, world_size, timeout_s, device)
         timeout = timedelta(seconds=timeout_s)
+        self._num_workers, self._num_expected = world_size - 1, 0
         port = listener.getsockname()[1]
         self._store = TCPStore(
             address,
@@ -95,20 +96,25 @@ class GlooGroup(TransferGroup):
         return {"master_address": address, "master_port": port, "rank_offset": 1, "world_size": world_size}
 
     def broadcast(self, tensor: Tensor) -> Broadcast:
-        options = BroadcastOptions()
-        options.rootRank = options.rootTensor = 0
-        return _GlooBroadcast(self._group.broadcast([tensor], options))
+        self._num_expected += self._num_workers
+        return _GlooBroadcast(self._are_ready, lambda: self._group.broadcast([tensor], from_trainer()))
 
     def abort(self) -> None:
-        self._group.abort()
+        """Nothing to do: what is under way fails when the other side is gone, and nothing else was begun."""
+
+    def _are_ready(self) -> bool:
+        return self._store.add(READY_KEY, 0) >= self._num_expected
 
 
 class _GlooBroadcast(Broadcast):
-    def __init__(self, work: Any) -> None:
-        self._work = work
+    def __init__(self, are_ready: Callable[[], bool], begin: Callable[[], Any]) -> None:
+        self._are_ready, self._begin = are_ready, begin
+        self._work: Any = None
 
     def is_done(self) -> bool:
-        if not self._work.is_completed():
+        if self._work is None and self._are_ready():
+            self._work = self._begin()
+        if self._work is None or not self._work.is_completed():
             return False
         self._work.wait()  # raises what went wrong
         return True

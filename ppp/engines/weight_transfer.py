@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo, TCPStore
 
 STORE_PREFIX = "ppp_weights"
+READY_KEY = "ppp_ready"
+"""How often a worker was ready to receive: a broadcast waits for all of them, for one to nobody cannot be ended."""
 _TIMEOUT = timedelta(seconds=600)
 
 
@@ -30,8 +32,8 @@ def register() -> None:
         return  # vLLM may load its plugins twice in a process
 
 
-def join(address: str, port: int, rank: int, world_size: int) -> ProcessGroupGloo:
-    """Meet the trainer and the other workers; blocks until all are there.
+class GlooWorker:
+    """A worker of a server, in a group with the trainer and the other workers; blocks until all of them are there.
 
     Args:
         rank: of this worker; the trainer is 0.
@@ -39,24 +41,30 @@ def join(address: str, port: int, rank: int, world_size: int) -> ProcessGroupGlo
     Raises:
         RuntimeError: there is no trainer.
     """
-    store = TCPStore(address, port, world_size, is_master=False, timeout=_TIMEOUT, wait_for_workers=False)
-    return ProcessGroupGloo(PrefixStore(STORE_PREFIX, store), rank, world_size, _TIMEOUT)
+
+    def __init__(self, address: str, port: int, rank: int, world_size: int) -> None:
+        self._store = TCPStore(address, port, world_size, is_master=False, timeout=_TIMEOUT, wait_for_workers=False)
+        self._group: Any = ProcessGroupGloo(PrefixStore(STORE_PREFIX, self._store), rank, world_size, _TIMEOUT)
+
+    def receive(
+        self, names: Sequence[str], dtype_names: Sequence[str], shapes: Sequence[Sequence[int]]
+    ) -> list[tuple[str, Tensor]]:
+        """Wait for the broadcast in which these tensors come, one behind the other, and take it apart.
+
+        Raises:
+            RuntimeError: the trainer is gone.
+        """
+        dtypes = [getattr(torch, name) for name in dtype_names]
+        sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True)]
+        # A tensor of its own for each call: vLLM keeps parts of it until a layer is complete.
+        packed = torch.empty(sum(sizes), dtype=torch.uint8)
+        self._store.add(READY_KEY, 1)
+        self._group.broadcast([packed], from_trainer()).wait()
+        parts = zip(names, shapes, dtypes, packed.split(sizes), strict=True)
+        return [(name, part.view(dtype).view(tuple(shape))) for name, shape, dtype, part in parts]
 
 
-def receive(
-    group: Any, names: Sequence[str], dtype_names: Sequence[str], shapes: Sequence[Sequence[int]]
-) -> list[tuple[str, Tensor]]:
-    """Wait for the broadcast in which these tensors come, one behind the other, and take it apart.
-
-    Raises:
-        RuntimeError: the trainer is gone.
-    """
-    dtypes = [getattr(torch, name) for name in dtype_names]
-    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True)]
-    # A tensor of its own for each call: vLLM keeps parts of it until a layer is complete.
-    packed = torch.empty(sum(sizes), dtype=torch.uint8)
+def from_trainer() -> BroadcastOptions:
     options = BroadcastOptions()
     options.rootRank = options.rootTensor = 0
-    group.broadcast([packed], options).wait()
-    parts = zip(names, shapes, dtypes, packed.split(sizes), strict=True)
-    return [(name, part.view(dtype).view(tuple(shape))) for name, shape, dtype, part in parts]
+    return options
