@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch.distributed import ProcessGroup
 
-from ppp.engines.base import Generation
+from ppp.engines.base import ENGINE_KIND, Generation
 from ppp.types import InfrastructureError
 
 logger = logging.getLogger(__name__)
@@ -228,4 +228,4 @@ def _reject(future: asyncio.Future[Generation], error: Exception) -> None:
 
 
 def _failure(error: Exception) -> InfrastructureError:
-    return InfrastructureError(f"engine: generation failed: {error}", kind="engine")
+    return InfrastructureError(f"engine: generation failed: {error}", kind=ENGINE_KIND)
