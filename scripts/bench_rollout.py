@@ -1,6 +1,10 @@
 """The pool against TRL's own tool loop, and what the pool itself costs; needs no GPU and no download.
 
     python scripts/bench_rollout.py [--latencies 0.2 1.0] [--lognormal-seeds 0 1 2]
+    python scripts/bench_rollout.py --engine vllm_server [--server http://127.0.0.1:8000]
+
+The second form is about the engine for vLLM servers: what it costs (`bench_engine.py`), or with a server what the pool
+gains over two other loops (`bench_loops.py`). The rest is the first.
 
 Part 1, orchestration: 1,000 sessions of 8 turns at the same time, an engine that takes no time and a tool that does
 nothing. Counted is the CPU time of the process, codec included, per turn, and the growth of its memory.
@@ -19,16 +23,11 @@ import gc
 import json
 import logging
 import os
-import random
 import statistics
-import tempfile
 import time
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MethodType
-from typing import Any, ClassVar
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -36,77 +35,26 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import psutil
 import torch
+from bench_sessions import (
+    MAX_LENGTH,
+    NUM_CALLS,
+    NUM_SESSIONS,
+    Latencies,
+    Worker,
+    Workshop,
+    draw_lognormal,
+    make_jobs,
+)
+from bench_trl import TRLSide
 
 from ppp.codec import Codec
 from ppp.engines.scripted import ScriptedEngine
 from ppp.environments import ENVIRONMENTS
-from ppp.environments.base import Environment
-from ppp.rollout import FINISH, Limits, RolloutJob, RolloutPool, build_messages
-from ppp.tiny_model import byte_tokenizer, tiny_model
-from ppp.types import Observation, Task, ToolCall, ToolSpec, Trajectory, Turn
+from ppp.rollout import Limits, RolloutJob, RolloutPool
+from ppp.tiny_model import byte_tokenizer
+from ppp.types import Trajectory
 
-NUM_SESSIONS, NUM_CALLS = 16, 4
 NUM_CONCURRENT, NUM_TURNS = 1000, 8
-MAX_LENGTH = 8192
-
-WORK = ToolSpec(
-    name="work",
-    description="Do a piece of work.",
-    parameters={
-        "type": "object",
-        "properties": {"session": {"type": "integer"}, "turn": {"type": "integer"}},
-        "required": ["session", "turn"],
-    },
-)
-
-
-class Latencies:
-    """How long each call of each session takes, in seconds; read by the tool on both sides."""
-
-    table: ClassVar[Sequence[Sequence[float]]] = ()
-
-
-async def work(session: int, turn: int) -> str:
-    """Do a piece of work.
-
-    Args:
-        session: number of the session
-        turn: number of the call
-    """
-    await asyncio.sleep(Latencies.table[session][turn] if Latencies.table else 0)
-    return f"piece {turn} of {session} is done"
-
-
-class Workshop(Environment):
-    """One tool that takes its time."""
-
-    tools = (WORK,)
-    system_prompt = "town_system.txt"
-
-    async def step(self, call: ToolCall) -> Observation:
-        return Observation(await work(**call.arguments))
-
-    async def score(self, answer: str | None) -> float:
-        return 1.0
-
-
-class Worker:
-    """A policy that works a number of times and then finishes, or just stops calling tools."""
-
-    def __init__(self, num_calls: int, finishes: bool) -> None:
-        self.num_calls, self.finishes = num_calls, finishes
-
-    def act(self, task: Task, turns: Sequence[Turn]) -> tuple[str, ToolCall | None]:
-        if len(turns) < self.num_calls:
-            return "Next piece.", ToolCall("work", {"session": task.payload["session"], "turn": len(turns)})
-        return ("Done.", ToolCall("finish", {"answer": "all"})) if self.finishes else ("All done.", None)
-
-
-def make_jobs(num_sessions: int) -> list[RolloutJob]:
-    return [
-        RolloutJob(Task(f"w{n}", "workshop", f"Job {n:04d}.", f"Job {n:04d}.", "no_preference", {"session": n}), n, 0)
-        for n in range(num_sessions)
-    ]
 
 
 def make_pool(codec: Codec, num_calls: int, *, finishes: bool, max_concurrency: int) -> RolloutPool:
@@ -147,72 +95,6 @@ def measure_orchestration() -> dict[str, float]:
     }
 
 
-class TRLSide:
-    """A GRPOTrainer whose generation is replaced by the same scripted turns; its tool loop is its own."""
-
-    def __init__(self, codec: Codec, jobs: Sequence[RolloutJob]) -> None:
-        from datasets import Dataset
-        from trl import GRPOConfig, GRPOTrainer
-
-        tokenizer: Any = codec.tokenizer
-        self.codec, self.policy = codec, Worker(NUM_CALLS, finishes=False)
-        self.messages = [build_messages(job.task, Workshop, interaction=False) for job in jobs]
-        self.tasks = {
-            tuple(codec.prompt_ids(m, (WORK, FINISH))): job.task for m, job in zip(self.messages, jobs, strict=True)
-        }
-        self.num_prompt_tokens = {len(prompt) for prompt in self.tasks}
-        self.turns: Counter[str] = Counter()
-        with tempfile.TemporaryDirectory() as folder:
-            args = GRPOConfig(
-                output_dir=folder,
-                per_device_train_batch_size=NUM_SESSIONS,
-                num_generations=4,
-                max_completion_length=MAX_LENGTH // 2,
-                report_to=[],
-                use_cpu=True,
-                bf16=False,
-            )
-            self.trainer = GRPOTrainer(
-                model=tiny_model(tokenizer, 0, MAX_LENGTH),
-                reward_funcs=[lambda completions, **columns: [0.0] * len(completions)],
-                args=args,
-                train_dataset=Dataset.from_dict({"prompt": self.messages}),
-                processing_class=tokenizer,
-                tools=[work],
-            )
-        self.trainer.tools = [WORK.as_openai(), FINISH.as_openai()]  # what the prompt shows: the same on both sides
-        self.trainer._generate_single_turn = MethodType(self.generate, self.trainer)
-
-    def generate(
-        self, trainer: Any, prompts: list[list[int]], *unused: object, **options: object
-    ) -> tuple[list[list[int]], list[list[float]]]:
-        """The next scripted turn of each session, which is known by its prompt."""
-        (length,) = self.num_prompt_tokens
-        completions = []
-        for ids in prompts:
-            task = self.tasks[tuple(ids[:length])]
-            turn = Turn([], [], {})
-            completions.append(self.codec.render_turn(*self.policy.act(task, [turn] * self.turns[task.task_id])))
-            self.turns[task.task_id] += 1
-        return completions, [[0.0] * len(ids) for ids in completions]
-
-    def run(self) -> tuple[float, list[tuple[list[int], list[int], list[int]]]]:
-        """Seconds, and (prompt, completion, mask) of each session."""
-        self.turns.clear()
-        self.trainer.model.train()
-        self.trainer._sync_tool_dicts = [{} for _ in self.messages]
-        self.trainer._async_tool_dicts = [{"work": work} for _ in self.messages]
-        started = time.perf_counter()
-        prompt_ids, completion_ids, mask, *_ = self.trainer._generate(self.messages)
-        return time.perf_counter() - started, list(zip(prompt_ids, completion_ids, mask, strict=True))
-
-
-def draw_lognormal(seed: int, mean: float = 0.3, sigma: float = 1.0) -> list[list[float]]:
-    rng = random.Random(seed)
-    mu = torch.tensor(mean).log().item() - sigma**2 / 2
-    return [[rng.lognormvariate(mu, sigma) for _ in range(NUM_CALLS)] for _ in range(NUM_SESSIONS)]
-
-
 def compare(codec: Codec, jobs: Sequence[RolloutJob], trl: TRLSide, table: list[list[float]]) -> Mapping[str, float]:
     """Play the same sessions on both sides and assert that the tokens are the same."""
     Latencies.table = table
@@ -234,11 +116,24 @@ def main() -> None:
     parser.add_argument(
         "--lognormal-seeds", type=int, nargs="*", default=[0, 1, 2], help="draws of lognormal latencies"
     )
+    parser.add_argument("--engine", choices=["scripted", "vllm_server"], default="scripted")
+    parser.add_argument("--server", help="a vLLM server; none stands for a stub that is started here")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore", FutureWarning)  # of the libraries
     torch.set_num_threads(1)
     ENVIRONMENTS["workshop"] = Workshop
+    if arguments.engine == "vllm_server":
+        # Imported here: memory that TRL has freed would hide what the pool takes in the other benchmark.
+        if arguments.server:
+            from bench_loops import compare_loops
+
+            print(json.dumps(compare_loops(arguments.server)))
+        else:
+            from bench_engine import measure
+
+            print(json.dumps(measure()))
+        return
 
     # Before TRL is imported: memory that it has freed would hide what the pool takes.
     cost = measure_orchestration()

@@ -22,16 +22,16 @@ FIRST = "default"  # the version of the weights that a server starts with, as vL
 NUM_TOKENS = 12  # of a turn that is not cut off
 
 
-def tokens_of(seed: int, weights: str, max_tokens: int) -> tuple[list[int], list[float]]:
+def tokens_of(seed: int, weights: str, max_tokens: int, num_tokens: int = NUM_TOKENS) -> tuple[list[int], list[float]]:
     """The turn that a server with these weights draws: ids, the last of which is EOS if it fits, and log-probs."""
     rng = random.Random(f"{seed}/{weights}")
-    ids = [rng.randrange(200) for _ in range(NUM_TOKENS - 1)] + [EOS]
+    ids = [rng.randrange(200) for _ in range(num_tokens - 1)] + [EOS]
     return ids[:max_tokens], [-rng.random() for _ in ids[:max_tokens]]
 
 
-def answer(body: dict[str, Any], weights: str) -> dict[str, Any]:
+def answer(body: dict[str, Any], weights: str, num_tokens: int) -> dict[str, Any]:
     """What vLLM 0.31 answers to a completion with `logprobs: 0` and `return_tokens_as_token_ids`."""
-    ids, logprobs = tokens_of(body["seed"], weights, body["max_tokens"])
+    ids, logprobs = tokens_of(body["seed"], weights, body["max_tokens"], num_tokens)
     tokens = [f"token_id:{token}" for token in ids]
     num_prompt = len(body["prompt"])
     choice = {
@@ -97,11 +97,18 @@ class VLLMStub:
             connections.
     """
 
-    def __init__(self, port: int = 0, max_length: int = 4096, **config: Any) -> None:
-        self.port, self.max_length = port, max_length
+    def __init__(
+        self,
+        port: int = 0,
+        max_length: int = 4096,
+        num_tokens: int = NUM_TOKENS,
+        max_requests: int | None = None,
+        **config: Any,
+    ) -> None:
+        self.port, self.max_length, self.num_tokens = port, max_length, num_tokens
         self.config = {"logprobs_mode": "processed_logprobs", "dtype": "torch.float32", **config}
         self.lives = self.num_proofs = self.num_aborted = 0
-        self.requests: list[tuple[int, dict[str, Any]]] = []
+        self.requests: deque[tuple[int, dict[str, Any]]] = deque(maxlen=max_requests)
         self.faults: deque[str | None] = deque()
         self.on_completion: Callable[[], None] = lambda: None
         self._loop = asyncio.new_event_loop()
@@ -215,7 +222,7 @@ class VLLMStub:
         model = body.get("model")
         if model is not None and model not in self.adapters:
             return BAD_ANSWERS["404"]({})
-        reply = answer(body, model or self.weights)
+        reply = answer(body, model or self.weights, self.num_tokens)
         if fault in BAD_ANSWERS:
             return BAD_ANSWERS[fault](reply)
         return web.Response(body=orjson.dumps(reply), content_type="application/json")
@@ -264,9 +271,10 @@ class VLLMStub:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--num-tokens", type=int, default=NUM_TOKENS, help="of a turn")
     parser.add_argument("--max-length", type=int, default=131_072)
     arguments = parser.parse_args()
-    with VLLMStub(arguments.port, arguments.max_length):
+    with VLLMStub(arguments.port, arguments.max_length, arguments.num_tokens, max_requests=0):
         threading.Event().wait()
 
 
