@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set up an environment if needed and run tests. Arguments go to pytest: scripts/test.sh -k town
-#   scripts/test.sh          in .venv: lint, types, and all tests but those in tests/vllm
-#   scripts/test.sh --vllm   in .venv-vllm: tests/vllm, against real vLLM on a CPU; half an hour on two cores
+#   scripts/test.sh          in .venv: lint, types, and all tests but those in tests/real_vllm
+#   scripts/test.sh --vllm   in .venv-vllm: tests/real_vllm, against real vLLM on a CPU; half an hour on two cores
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,7 +11,7 @@ offline=(HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PA
 if [[ ${1:-} == --vllm ]]; then
     shift
     scripts/setup.sh --vllm
-    exec env "${offline[@]}" .venv-vllm/bin/python -m pytest tests/vllm "$@"
+    exec env "${offline[@]}" .venv-vllm/bin/python -m pytest tests/real_vllm "$@"
 fi
 
 scripts/setup.sh

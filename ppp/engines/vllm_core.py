@@ -1,7 +1,7 @@
 """vLLM's engine inside the trainer's process: started, given weights, put to sleep, stepped, ended.
 
 The only file that imports vLLM, and only when an engine is started; it touches internals of 0.31, which
-`tests/vllm/test_colocate.py` pins by what they do. Who steps it is in `stepping.py`, when it wakes and sleeps in
+`tests/real_vllm/test_colocate.py` pins by what they do. Who steps it is in `stepping.py`, when it wakes and sleeps in
 `vllm_colocate.py`.
 """
 
