@@ -8,8 +8,9 @@ Columns are numbers of GPUs and ways to spread the trainer over them: none (ever
 zero3_offload (optimizer on the host), fsdp2. Figures are GiB per GPU in the largest step that the recipe's limits
 allow: the longest prompt and the longest trajectory, in every row of a micro-batch. What is in parentheses is there at
 another moment of the step than the peak and not in the total. "margin" is what the allocator cannot use because it is
-in pieces, a tenth of what comes and goes. Below are the servers that generate, where the recipe has any, and what would
-make it fit. Any further option goes to the recipe, as in ppp train (--max_completion_length 16384).
+in pieces, a tenth of what comes and goes; "trajectories" is how many of full length vLLM's cache holds at once. Below
+are the servers that generate, where the recipe has any, and what would make it fit. Any further option goes to the
+recipe, as in ppp train (--max_completion_length 16384).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from ppp.types import RecipeError
 
 SHARDINGS = ("none", "zero2", "zero3", "zero3_offload", "fsdp2")
 SERVER_GPUS = (1, 2, 4, 8)
+KEPT = "activations"
 WIDTH = 15
 
 
@@ -59,39 +61,47 @@ def shardings_for(num_gpus: int, wanted: Sequence[str] | None) -> list[str]:
 
 def render(workload: Workload, options: argparse.Namespace) -> Iterator[str]:
     """The tables, line by line."""
-    columns = [
-        (num_gpus, sharding) for num_gpus in options.num_gpus for sharding in shardings_for(num_gpus, options.sharding)
-    ]
     sizes = sorted(options.gpu_gb)
-    plans = [plan_memory(workload, hardware(*column, sizes[-1])) for column in columns]
+    spread = [(num, sharding) for num in options.num_gpus for sharding in shardings_for(num, options.sharding)]
+    # vLLM in the trainer's processes takes a share of the GPU; everything else takes what it takes.
+    shown = sizes if workload.engine == "vllm_colocate" else sizes[-1:]
+    columns = [(*column, size) for column in spread for size in shown]
+    plans = [plan_memory(workload, hardware(*column)) for column in columns]
     counts = plans[0].counts
     adapters = f" and {counts.adapters / 1e6:.1f} M of adapters" if counts.adapters else ""
     batch = f"{workload.num_rows} x {workload.num_tokens} tokens"
     yield f"{counts.total / 1e9:.2f} B weights{adapters}; {batch}; GiB per GPU"
     yield ""
-    yield _row("", [f"{num_gpus} GPU{'s' if num_gpus > 1 else ''}" for num_gpus, _ in columns])
-    yield _row("", ["" if sharding == "none" else sharding for _, sharding in columns])
+    yield _row("", [f"{num_gpus} GPU{'s' * (num_gpus > 1)}" for num_gpus, *_ in columns])
+    if set(options.num_gpus) != {1}:
+        yield _row("", ["" if sharding == "none" else sharding for _, sharding, _ in columns])
+    if len(shown) > 1:
+        yield _row("", [f"of {size:g} GB" for *_, size in columns])
     for name in dict.fromkeys(item.name for plan in plans for item in plan.items):
         yield _row(name, [_cell(plan, name) for plan in plans])
-    yield _row("margin", [_gib(plan.margin) for plan in plans])
+    yield _row("margin", [_gib(plan.margin(plan.peak)) for plan in plans])
     yield _row("total", [_gib(plan.total) for plan in plans])
-    for size in sizes:
-        fits = [plan_memory(workload, hardware(*column, size)).fits for column in columns]
-        yield _row(f"on {size:g} GB", ["fits" if found else "does not fit" for found in fits])
+    if len(shown) > 1:
+        yield _row("", [_verdict(plan.fits) for plan in plans])
+    else:
+        for size in sizes:
+            fits = [plan_memory(workload, hardware(*column, size)).fits for column in spread]
+            yield _row(f"on {size:g} GB", [_verdict(found) for found in fits])
+    if any(plan.served for plan in plans):
+        yield _row("trajectories", [f"{plan.served.trajectories:.1f}" if plan.served else "-" for plan in plans])
     yield _row("host, per node", [_gib(plan.host_bytes) for plan in plans])
     other = replace(workload, checkpointing=not workload.checkpointing)
     word = "without" if workload.checkpointing else "with"
-    activations = plan_memory(other, plans[-1].hardware).bytes_of("activations")
     yield ""
-    yield f"activations {word} gradient_checkpointing: {_gib(activations)}"
-    if workload.engine == "vllm_colocate":
-        held = [(size, plan_memory(workload, hardware(*columns[0], size)).served) for size in sizes]
-        found = (f"{served.trajectories:.1f} on {size:g} GB" for size, served in held if served is not None)
-        yield f"trajectories of full length that vLLM's cache holds at once: {', '.join(found)}"
+    yield f"activations {word} gradient_checkpointing: {_gib(plan_memory(other, plans[-1].hardware).bytes_of(KEPT))}"
     if workload.engine == "vllm_server":
         yield ""
         yield from _server_rows(workload, sizes)
-    yield from _advice(workload, columns, sizes)
+    yield from _advice(workload, spread, sizes)
+
+
+def _verdict(fits: bool) -> str:
+    return "fits" if fits else "does not fit"
 
 
 def _server_rows(workload: Workload, sizes: Sequence[float]) -> Iterator[str]:

@@ -30,17 +30,18 @@ Change = Callable[[Workload, Hardware], Setting | None]
 
 
 def advise(plan: MemoryPlan) -> list[str]:
-    """What would make it fit: every change that is enough on its own, the cheapest first; else several together."""
+    """What would make it fit: of each kind the least change that is enough on its own, the cheapest kind first; where
+    none is, several together."""
     if plan.fits:
         return []
-    alone = []
-    for _, words, change in CHANGES:
+    alone: dict[str, str] = {}
+    for kind, words, change in CHANGES:
         changed = change(plan.workload, plan.hardware)
-        if changed is not None:
+        if changed is not None and kind not in alone:
             found = plan_memory(*changed)
             if found.fits:
-                alone.append(f"{words}: {_gib(found.total)}")
-    return alone or [_together(plan)]
+                alone[kind] = f"{words}: {_gib(found.total)}"
+    return list(alone.values()) or [_together(plan)]
 
 
 def _together(plan: MemoryPlan) -> str:

@@ -21,8 +21,11 @@ from ppp.memory.workload import GIB, MOMENTS, Hardware, Item, Moment, Workload
 CONTEXT_BYTES = int(1.5 * GIB)
 # Of what comes and goes within a step, what the allocator cannot use again because it is in pieces.
 MARGIN = 0.1
-# DeepSpeed's default for what it keeps gathered (stage3_max_live_parameters), and for one piece of the update.
+# DeepSpeed's defaults: what it keeps gathered (stage3_max_live_parameters) and fetches ahead (prefetch_bucket_size),
+# where gradients are put together to be reduced (reduce_bucket_size), what is updated at once (sub_group_size).
 MAX_LIVE_WEIGHTS = 1_000_000_000
+PREFETCHED_WEIGHTS = 50_000_000
+BUCKET_WEIGHTS = 500_000_000
 SUB_GROUP_WEIGHTS = 1_000_000_000
 ADAM_STATES = 2
 # float32 copies of a tile of logits that TRL's head makes where there is no Triton, that is on a CPU.
@@ -50,18 +53,18 @@ class MemoryPlan:
         """Bytes at a moment, without the margin."""
         return sum(item.num_bytes for item in self.items if moment in item.moments)
 
-    @property
-    def peak(self) -> Moment:
-        return max(MOMENTS, key=self.at)
-
-    @property
-    def margin(self) -> int:
-        moving = (item.num_bytes for item in self.items if item.comes_and_goes and self.peak in item.moments)
+    def margin(self, moment: Moment) -> int:
+        """What the allocator cannot use then."""
+        moving = (item.num_bytes for item in self.items if item.comes_and_goes and moment in item.moments)
         return int(MARGIN * sum(moving))
 
     @property
+    def peak(self) -> Moment:
+        return max(MOMENTS, key=lambda moment: self.at(moment) + self.margin(moment))
+
+    @property
     def total(self) -> int:
-        return self.at(self.peak) + self.margin
+        return self.at(self.peak) + self.margin(self.peak)
 
     @property
     def fits(self) -> bool:
@@ -94,9 +97,11 @@ def _states(workload: Workload, hardware: Hardware, counts: Counts) -> Iterator[
         width = workload.compute_bytes
         held = shards if hardware.sharding == "zero3" else 1
         on_gpu = not hardware.offload
+        bucket = BUCKET_WEIGHTS if hardware.is_gpu else min(BUCKET_WEIGHTS, trained)  # a CPU gives only what is used
         yield Item("weights", counts.total * width // held)
         yield Item("adapters", counts.adapters * width // held)
         yield Item("gradients", trained * width // shards if on_gpu else 0)
+        yield Item("gradient bucket", bucket * width)
         # float32 copies of the weights, and Adam's two states of each.
         yield Item("optimizer", trained * 4 * (1 + ADAM_STATES) // shards if on_gpu else 0)
         yield Item("reference model", 0 if is_lora or not workload.has_reference else counts.total * width // held)
@@ -139,12 +144,12 @@ def layers_pass(workload: Workload, hardware: Hardware) -> Pass:
 def _step(workload: Workload, hardware: Hardware, counts: Counts) -> Iterator[Item]:
     """What comes and goes within a training step."""
     traced = trace(workload.config, layers_pass(workload, hardware))
-    width, hidden = workload.compute_bytes, workload.config.get_text_config().hidden_size
+    width = workload.compute_bytes
     yield Item("activations", traced.kept, ("loss", "backward"), comes_and_goes=True)
     yield Item("a layer at work", traced.working, ("backward",), comes_and_goes=True)
     yield Item("logits", _logits_bytes(workload, hardware, counts), ("loss",), comes_and_goes=True)
     if hardware.sharding == "zero3":
-        live = min(counts.total, MAX_LIVE_WEIGHTS) + int(0.9 * hidden**2)  # and what is fetched ahead
+        live = min(counts.total, MAX_LIVE_WEIGHTS + PREFETCHED_WEIGHTS)
         yield Item("gathered layers", live * width, ("loss", "backward"), comes_and_goes=True)
         trained = counts.adapters if workload.lora_r is not None else counts.total
         piece = 0 if hardware.offload else min(SUB_GROUP_WEIGHTS, trained // hardware.num_gpus)
@@ -174,5 +179,6 @@ def _host_bytes(workload: Workload, hardware: Hardware, counts: Counts) -> int:
     states = 0
     if hardware.offload:
         states = trained * (4 * (1 + ADAM_STATES) + workload.compute_bytes) * per_node // hardware.num_gpus
-    loading = 0 if hardware.sharding == "zero3" else counts.total * workload.dtype.itemsize * per_node
-    return max(states, loading)
+    # ZeRO-3 spreads weights while it reads them; with FSDP one process reads and tells the others.
+    copies = {"zero3": 0, "fsdp2": 1}.get(hardware.sharding, per_node)
+    return max(states, copies * counts.total * workload.dtype.itemsize)
