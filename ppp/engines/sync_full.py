@@ -152,13 +152,7 @@ class _Sending:
 
     def send(self, bucket: NamedTensors) -> None:
         """Send one bucket to every server and wait until it is there."""
-        body = {
-            "update_info": {
-                "names": [name for name, _ in bucket],
-                "dtype_names": [str(tensor.dtype).removeprefix("torch.") for _, tensor in bucket],
-                "shapes": [list(tensor.shape) for _, tensor in bucket],
-            }
-        }
+        body = {"update_info": describe(bucket)}
         groups = list(self._groups.items())
         if not groups:
             return
@@ -215,6 +209,15 @@ class _Sending:
     def _lose(self, base_url: str, reason: str) -> None:
         self.lost[base_url] = reason
         self._groups.pop(base_url).abort()
+
+
+def describe(bucket: NamedTensors) -> dict[str, Any]:
+    """What a server has to know of a bucket."""
+    return {
+        "names": [name for name, _ in bucket],
+        "dtype_names": [str(tensor.dtype).removeprefix("torch.") for _, tensor in bucket],
+        "shapes": [list(tensor.shape) for _, tensor in bucket],
+    }
 
 
 def pack(bucket: NamedTensors, device: torch.device) -> torch.Tensor:

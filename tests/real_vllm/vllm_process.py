@@ -58,7 +58,9 @@ class VLLMProcess:
         self.base_url = f"http://127.0.0.1:{self.port}"
         transfer = () if backend is None else ("--weight-transfer-config", json.dumps({"backend": backend}))
         self._command = [
-            *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--served-model-name", "policy"),
+            # `vllm serve` asks for a package of the name vllm, and that for CPUs has another.
+            *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+            *("--model", str(model), "--served-model-name", "policy"),
             *("--host", "127.0.0.1", "--port", str(self.port)),
             *flags,
             *transfer,
