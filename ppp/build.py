@@ -14,8 +14,9 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_fsdp_enabled
 
-from ppp.checks import refuse
+from ppp.checks import refuse, refuse_unknown
 from ppp.codec import Codec
 from ppp.engines import ENGINES, engine_class
 from ppp.engines.base import Engine, EngineSettings
@@ -164,6 +165,37 @@ def build_peft_config(recipe: Recipe) -> LoraConfig | None:
     )
 
 
+def check_adapters(recipe: Recipe) -> None:
+    """Find out, before the model is loaded, whether it has the modules that are to get adapters.
+
+    Raises:
+        RecipeError: it does not; names those that it has.
+    """
+    config = recipe.config
+    wanted = config.lora_target_modules
+    name = config.model_name_or_path
+    if not config.use_peft or wanted == ["all-linear"] or (name and (Path(name) / "adapter_config.json").is_file()):
+        return
+    if config.tiny_model:
+        model: torch.nn.Module = tiny_model(byte_tokenizer(), recipe.args.seed, max_length=8)
+    else:
+        trust = recipe.args.trust_remote_code
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(
+                    AutoConfig.from_pretrained(name, trust_remote_code=trust), trust_remote_code=trust
+                )
+        except LOAD_ERRORS as error:
+            first_line = str(error).strip().split("\n")[0]
+            raise refuse("model_name_or_path", name, f"a model that transformers can load ({first_line})") from error
+    kinds = (torch.nn.Linear, torch.nn.Embedding)
+    there = {path for path, module in model.named_modules() if isinstance(module, kinds)}
+    for entry in wanted:
+        if not any(path == entry or path.endswith(f".{entry}") for path in there):
+            known = {path.rpartition(".")[2] for path in there}
+            raise refuse_unknown("lora_target_modules", entry, {*known, "all-linear"})
+
+
 def max_context(recipe: Recipe) -> int:
     """Tokens of the longest trajectory that the limits allow, prompt included."""
     limits = recipe.config.build_limits(recipe.args.max_completion_length or 1)
@@ -181,7 +213,23 @@ def check_engine(recipe: Recipe, codec: Codec) -> None:
         raise refuse("engine", config.engine, f"an engine with a model of its own: {', '.join(TRAINED)}")
     engine = engine_class(config.engine)
     engine.check_options(config.engine_options)
+    check_sharding(recipe, engine)
     engine.check_run(engine_settings(recipe, codec, _no_model))
+
+
+def check_sharding(recipe: Recipe, engine: type[Engine]) -> None:
+    """Refuse ways to spread the model over processes from which this engine cannot have it.
+
+    Raises:
+        RecipeError: names the engine and the way.
+    """
+    if not is_fsdp_enabled():
+        return
+    name, version = recipe.config.engine, os.environ.get("FSDP_VERSION", "1")
+    if engine.uses_policy:
+        raise refuse("engine", name, "with FSDP no process has the whole model: choose a vLLM engine, or ZeRO-3")
+    if version != "2":
+        raise refuse("fsdp_version", version, f"engine {name!r} can be given weights by version 2")
 
 
 def build_engine(recipe: Recipe, codec: Codec, model_provider: Callable[[], PreTrainedModel]) -> Engine:

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "vaguenize": ("ppp.vaguenizer.cli", "rewrite precise prompts, issues or search questions into vague ones, checked"),
     "data": ("ppp.swe.data_cli", "tasks of software issues: ppp data swe reads SWE-Gym, SWE-bench and their like"),
     "users": ("ppp.agreement.cli", "ppp users check: how far the verdicts and efforts of user models can be trusted"),
+    "export": ("ppp.export", "the model of a run or a checkpoint as a plain folder, adapters merged on request"),
     "report": ("ppp.report", "plots and tables of a run"),
 }
 

@@ -51,8 +51,9 @@ class Recipe:
     values: dict[str, Any]
 
     def to_yaml(self) -> str:
-        """The resolved recipe; reading it again gives the same run."""
-        return yaml.safe_dump({key: self.values[key] for key in sorted(self.values)}, allow_unicode=True)
+        """The resolved recipe; reading it again gives the same run. What is secret is left out."""
+        shown = {key: self.values[key] for key in sorted(self.values) if key != "hub_token"}
+        return yaml.safe_dump(shown, allow_unicode=True)
 
 
 class RecipeParser(HfArgumentParser):

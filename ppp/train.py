@@ -28,6 +28,7 @@ from ppp.build import (
     build_peft_config,
     build_pool,
     build_tokenizer,
+    check_adapters,
     check_crowds,
     check_engine,
 )
@@ -37,7 +38,10 @@ from ppp.checks import refuse
 from ppp.codec import Codec
 from ppp.data import expand, load_task_rows, mix, to_dataset
 from ppp.environments import environment_class
+from ppp.export import finish
+from ppp.hub import open_hub
 from ppp.learning_signal import LearningSignalGuard
+from ppp.memory.advice import check_memory
 from ppp.recipe import Recipe, read_recipe
 from ppp.recipe_config import source_options
 from ppp.resume import check_facts, check_recipe, checkpoint_to_resume, run_facts
@@ -106,12 +110,16 @@ def run(recipe: Recipe) -> PPPTrainer:
     eval_dataset = load_sessions(recipe, codec, "eval_tasks", config.eval_preferences) if config.eval_tasks else None
     check_steps(recipe, len(train_dataset), eval_dataset is not None)
     check_engine(recipe, codec)
+    check_memory(recipe)
     facts = run_facts(args, train_dataset["task"])
     if checkpoint is not None:
         check_facts(checkpoint, facts)
     books = open_books(recipe)
     crowds = books.crowds.different if eval_dataset is not None else [books.crowds.train]
     check_crowds(crowds if config.interaction else [])
+
+    check_adapters(recipe)
+    hub = open_hub(args)
 
     # All processes have checked the folder before the first of them writes into it.
     PartialState().wait_for_everyone()
@@ -146,11 +154,13 @@ def run(recipe: Recipe) -> PPPTrainer:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if guard.stop_message:
             raise NoLearningSignalError(guard.stop_message)
-        trainer.save_model(str(output_dir))
+        finish(trainer, recipe)
     finally:
         trainer.pool.close()
         trainer.pool.engine.close()
         books.tell()
+    if hub is not None and args.process_index == 0:
+        logger.info("the trained model is on the Hub: %s", hub.push(output_dir))
     return trainer
 
 

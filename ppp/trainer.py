@@ -276,11 +276,9 @@ class PPPTrainer(TrainingStep):
             sync_files(self.phase.files())  # a checkpoint must not outlive the logs of its steps
         if self.args.should_save:
             self.checkpoints.rotate(state.best_model_checkpoint)
-        if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(self.checkpoints.path(state.global_step)))
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Called while a checkpoint is being written; it is pushed when it is there."""
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL's would be written at every save; ours stands with the finished model, see `model_card.py`."""
 
     def should_stop(self) -> bool:
         """Whether any process was told to stop; all of them must ask at the same time."""
