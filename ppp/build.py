@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations import is_fsdp_enabled
 
 from ppp.checks import refuse, refuse_unknown
 from ppp.codec import Codec
@@ -223,7 +223,7 @@ def check_sharding(recipe: Recipe, engine: type[Engine]) -> None:
     Raises:
         RecipeError: names the engine and the way.
     """
-    if not is_fsdp_enabled():
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return
     name, version = recipe.config.engine, os.environ.get("FSDP_VERSION", "1")
     if engine.uses_policy:

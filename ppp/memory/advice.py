@@ -140,6 +140,8 @@ def check_memory(recipe: Recipe) -> None:
     config = load_config(
         str(recipe.config.model_name_or_path), recipe.args.model_init_kwargs or {}, recipe.args.trust_remote_code
     )
+    if "quantization_config" in (recipe.args.model_init_kwargs or {}) or "quantization_config" in config.to_dict():
+        return  # weights of other widths than any planned for here
     hardware = this_hardware(recipe)
     try:
         plan = plan_memory(Workload.of(recipe, config, on_gpu=hardware.is_gpu), hardware)
