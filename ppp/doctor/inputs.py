@@ -74,9 +74,8 @@ def _rows_alone(recipe: Recipe) -> Result:
     if problems:
         return failed("; ".join(problems), "mend the rows, or change what the recipe names", {"counts": counts})
     found = ", ".join(f"{number} rows in {name}" for name, number in counts.items())
-    return warning(
-        f"{found}; without a tokenizer nothing is known of their length", "see the tokenizer first", counts=counts
-    )
+    text = f"{found}; without a tokenizer nothing is known of the length of prompts"
+    return warning(text, "see the check of the tokenizer first", {"counts": counts})
 
 
 def _judge(recipe: Recipe, counts: Mapping[str, Mapping[str, int]], lengths: Sequence[int]) -> Result:
@@ -175,10 +174,12 @@ def _wrong_observation(codec: Codec) -> Sequence[str]:
 
 
 def _remedy(message: str) -> str:
-    """What to do about a tokenizer that cannot be used, by the field that its error names."""
+    """What to do about a tokenizer that cannot be used, by what its error names."""
     field = message.partition(":")[0]
-    return {
-        "call_format": "set call_format to the dialect that the model was trained with",
-        "chat_template": "mend the template, or leave chat_template out",
-        "model_name_or_path": "name a folder or a model that is there, or set HF_HUB_OFFLINE=0 to download it",
-    }.get(field, "set what is missing in the model's tokenizer_config.json, or bring a chat_template")
+    if field == "call_format" or "format" in message:
+        return "set call_format to the dialect that the model was trained with, or bring a chat_template"
+    if field == "model_name_or_path" and "EOS" not in message:
+        return "name a folder or a model that is there and whole, or let it be downloaded (HF_HUB_OFFLINE=0)"
+    if field == "chat_template":
+        return "mend the template, or leave chat_template out"
+    return "set what is missing in the model's tokenizer_config.json, or bring a chat_template"

@@ -45,10 +45,14 @@ def check_memory(patient: Patient) -> Result:
         return ok(found, details)
     try:
         plan = patient.plan = plan_for(patient.recipe)
+    except RecipeError as error:
+        return failed(f"{one_line(str(error), 500)}; {found}", "name a model that is there", details)
+    try:
         refuse_what_cannot_fit(patient.recipe)
     except RecipeError as error:
-        remedy = "do what would make it fit; for several processes: accelerate launch -m ppp.doctor RECIPE"
-        return failed(f"{one_line(str(error), 900)}; {found}", remedy, details)
+        problem, _, advice = one_line(str(error), 1200).partition("; what would make it fit: ")
+        remedy = f"{advice}. For several GPUs: accelerate launch -m ppp.doctor RECIPE"
+        return failed(f"{problem}; {found}", remedy, details)
     return _judge_plan(patient.recipe, plan, found, details)
 
 

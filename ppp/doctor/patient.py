@@ -58,14 +58,12 @@ class Patient:
     Attributes:
         recipe: as `ppp train` would read it; None where only the machine is looked at.
         folder: temporary; everything that is written goes here.
-        command: which starts the run.
         probe: what was seen of one step; None before it was taken.
         plan: of the memory; None where it could not be made.
     """
 
     recipe: Recipe | None
     folder: Path
-    command: str = ""
     probe: Probe | None = field(default=None, init=False)
     plan: MemoryPlan | None = field(default=None, init=False)
 

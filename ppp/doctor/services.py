@@ -19,7 +19,8 @@ from ppp.users.crowd import Crowd
 
 def check_endpoints(patient: Patient) -> Result:
     """One real request to each model that plays users, and what the engine asks its servers before a run."""
-    problems, found = [], []
+    problems: list[str] = []
+    found: list[str] = []
     for check in (_check_users, _check_engine):
         text, is_wrong = check(patient)
         (problems if is_wrong else found).append(text)

@@ -71,7 +71,7 @@ def _described(probe: Probe, played: Sequence[Trajectory]) -> str:
     reasons = Counter(trajectory.stop_reason.value for trajectory in played if trajectory.stop_reason is not None)
     ends = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
     return (
-        f"{probe.num_weights:,} weights, {probe.num_trained:,} of them trained, loaded in {probe.seconds['load']:.1f} s; "
+        f"{probe.num_weights:,} weights, {probe.num_trained:,} trained, loaded in {probe.seconds['load']:.1f} s; "
         f"{len(played)} sessions in {probe.seconds['rollout']:.1f} s ({ends}), {num_tokens} tokens by the policy"
     )
 
