@@ -1,4 +1,4 @@
-"""One thread that steps a generation engine, and the futures of the event loop that wait for its results.
+"""Stepping a generation engine in a thread, and the futures of the event loop that wait for its results.
 
 Requests enter and leave between two steps. Several processes that share one model (tensor parallelism) have to step
 alike: before each step they tell each other who came and who left, and all of them add and abort in the same order.
@@ -11,6 +11,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -70,45 +71,45 @@ class _PeerError(RuntimeError):
 
 
 class Stepper:
-    """Steps a core in a thread of its own, from `start` to `finish`.
+    """Steps a core in a thread, from `start` to `finish`.
 
     Args:
         core: nobody else may use it meanwhile.
-        device: of the core; CUDA has a current device per thread.
+        thread: has nothing else to do meanwhile.
         peers: the processes that step the same model, in the same order; None where there is one.
 
     Attributes:
-        error: why the thread ended early; the core is then of no use any more.
+        error: why it ended early; the core is then of no use any more.
     """
 
-    def __init__(self, core: Core, device: torch.device, peers: ProcessGroup | None = None) -> None:
-        self.core, self.device, self.peers = core, device, peers
+    def __init__(self, core: Core, thread: ThreadPoolExecutor, peers: ProcessGroup | None = None) -> None:
+        self.core, self.thread, self.peers = core, thread, peers
         self.error: Exception | None = None
         self._wake = threading.Condition()
         self._added: list[Submission] = []
         self._aborted: list[str] = []
         self._is_closing = False
         self._waiting: dict[str, asyncio.Future[Generation]] = {}
-        # A daemon: an exception in the trainer must not leave the process waiting for a forward pass that hangs.
-        self._thread = threading.Thread(target=self._run, name="ppp-stepper", daemon=True)
+        self._stepping: Future[None] | None = None
 
     def start(self) -> None:
-        self._thread.start()
+        self._stepping = self.thread.submit(self._run)
 
     def finish(self) -> None:
-        """Wait until nothing runs any more, here and in the peers, and end the thread. What still waits is aborted."""
+        """Wait until nothing runs any more, here and in the peers. What still waits is aborted."""
         with self._wake:
             self._aborted += self._waiting  # of an event loop that was stopped, if there are any
             self._waiting.clear()
             self._is_closing = True
             self._wake.notify()
-        self._thread.join()
+        assert self._stepping is not None
+        self._stepping.result()
 
     def expect(self, request_id: str) -> asyncio.Future[Generation]:
         """What a request will give, which is to be submitted next.
 
         Raises:
-            InfrastructureError: the thread has failed. One that fails later fails the future.
+            InfrastructureError: a step has failed. One that fails later fails the future.
         """
         future: asyncio.Future[Generation] = asyncio.get_running_loop().create_future()
         with self._wake:
@@ -131,14 +132,12 @@ class Stepper:
                 self._wake.notify()
 
     def _run(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
         try:
             while self._round():
                 pass
         # Whatever it is, those who wait for a result in another thread have to learn of it.
         except Exception as error:
-            logger.exception("the generation thread failed")
+            logger.exception("a step of generation failed")
             self._fail(error)
 
     def _round(self) -> bool:

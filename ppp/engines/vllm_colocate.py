@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16")
 _GIB = 1 << 30
+_MAX_TEMPERATURE = 2.0
 _OWNER = "engine_options"
 
 
@@ -83,6 +85,8 @@ class VLLMColocateEngine(Engine):
         self.settings = settings
         self.options = ColocateOptions(**settings.options)
         self._core: VLLMCore | None = None
+        self._is_broken = False
+        self._thread: ThreadPoolExecutor | None = None
         self._stepper: Stepper | None = None
         self._step: int | None = None
         self._live = 0
@@ -104,6 +108,8 @@ class VLLMColocateEngine(Engine):
         """Refuse what cannot work: without vLLM, with these processes, this device, this model."""
         if not has_vllm():
             raise RecipeError("engine: 'vllm_colocate' needs vLLM; install it with pip install 'ppp[vllm]'")
+        if settings.temperature > _MAX_TEMPERATURE:
+            raise refuse("temperature", settings.temperature, f"vLLM takes at most {_MAX_TEMPERATURE:g}")
         options = ColocateOptions(**settings.options)
         num_processes, size = PartialState().num_processes, options.tensor_parallel_size
         if num_processes % size:
@@ -136,9 +142,9 @@ class VLLMColocateEngine(Engine):
     @contextmanager
     def phase(self, step: int) -> Iterator[None]:
         """Wake vLLM, give it the weights unless it has those of this step, and let it generate."""
-        model = self.settings.model_provider()
-        core = self._woken(model, step)
-        stepper = self._stepper = Stepper(core, PartialState().device, core.peers)
+        core = self._woken(self.settings.model_provider(), step)
+        assert self._thread is not None
+        stepper = self._stepper = Stepper(core, self._thread, core.peers)
         stepper.start()
         try:
             yield
@@ -147,9 +153,9 @@ class VLLMColocateEngine(Engine):
             self._held.clear()
             stepper.finish()
             if stepper.error is not None:
-                self.close()  # the next phase starts another one
+                self._is_broken = True  # the next phase starts another one, when all processes are there to do it
             elif core.settings.enable_sleep_mode:
-                core.sleep()
+                self._thread.submit(core.sleep).result()
                 self._step = None  # the weights are gone
 
     async def generate(self, request: GenerationRequest) -> Generation:
@@ -190,8 +196,11 @@ class VLLMColocateEngine(Engine):
     def close(self) -> None:
         """End vLLM and free its memory."""
         core, self._core, self._step = self._core, None, None
-        if core is not None:
-            core.shutdown()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            with thread:
+                if core is not None:
+                    thread.submit(core.shutdown).result()
 
     def _release(self) -> None:
         """Submit the held requests once every live trajectory waits for one, so that no batch depends on timing."""
@@ -202,23 +211,26 @@ class VLLMColocateEngine(Engine):
 
     def _woken(self, model: PreTrainedModel, step: int) -> VLLMCore:
         """vLLM with the weights of this step, started if there is none; all processes call it together."""
-        is_missing = self._core is None
+        is_missing = self._core is None or self._is_broken
         if PartialState().num_processes > 1:
             is_missing = any(gather_object([is_missing]))  # they start together, or not at all
-        began = time.monotonic()
         if is_missing:
             self.close()
-            self._core = VLLMCore(model.name_or_path, self._core_settings(model))
+            began = time.monotonic()
+            self._thread = ThreadPoolExecutor(1, "ppp-vllm", _set_device, (PartialState().device,))
+            self._core = self._thread.submit(VLLMCore, model.name_or_path, self._core_settings(model)).result()
+            self._is_broken = False
             logger.info("vLLM started in %.1f s", time.monotonic() - began)
-        core = self._core
-        assert core is not None
-        if core.is_asleep:
-            core.wake("weights")
+        core, thread = self._core, self._thread
+        assert core is not None and thread is not None
+        was_asleep = core.is_asleep
+        if was_asleep:
+            thread.submit(core.wake, "weights").result()
         if step != self._step or self.settings.deterministic:
             core.load(model)
             self._step = step
-        if core.is_asleep:
-            core.wake("kv_cache")
+        if was_asleep:
+            thread.submit(core.wake, "kv_cache").result()
         return core
 
     def _core_settings(self, model: PreTrainedModel) -> CoreSettings:
@@ -244,6 +256,12 @@ class VLLMColocateEngine(Engine):
             # Processes that share an engine, and runs that have to agree, must not depend on what overlaps with what.
             async_scheduling=options.tensor_parallel_size == 1 and not settings.deterministic,
         )
+
+
+def _set_device(device: torch.device) -> None:
+    """CUDA has a current device per thread."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def has_vllm() -> bool:

@@ -57,6 +57,9 @@ class VLLMCore:
     It starts with random weights: what is not loaded from the trainer is noise, which the first comparison of
     log-probabilities finds, instead of the old checkpoint, which it would not.
 
+    Everything but `load` belongs into one thread that is not the trainer's: vLLM gives the thread that it is in a CUDA
+    stream of its own, with memory that no other stream reuses.
+
     Args:
         name: folder or name on the Hub of the model's configuration.
 
@@ -84,12 +87,14 @@ class VLLMCore:
         return get_tp_group().cpu_group
 
     def load(self, model: PreTrainedModel) -> None:
-        """Copy the policy's weights, adapters merged. All processes call it together."""
+        """Copy the policy's weights, adapters merged. All processes call it together, in the trainer's thread."""
+        _synchronize()  # what vLLM computes is on a stream of its own
         weights = self._copies(model)
         with torch.no_grad():
             self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
             for _ in weights:  # the other processes are waiting for the gathering of what vLLM did not ask for
                 pass
+        _synchronize()
         if not self._engine.reset_prefix_cache():
             raise RuntimeError("vLLM could not empty its cache of prefixes")
 
@@ -97,7 +102,7 @@ class VLLMCore:
         """Allocate what `sleep` gave back: "weights", whose content is gone, and after they are loaded "kv_cache"."""
         torch.cuda.empty_cache()  # vLLM allocates beside PyTorch's own pool
         self._engine.wake_up([part])
-        self.is_asleep = part == "weights"
+        self.is_asleep = part == "weights"  # until the cache is there as well
 
     def sleep(self) -> None:
         """Give the memory of weights and cache back."""
@@ -174,6 +179,11 @@ class VLLMCore:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _start(name: str, settings: CoreSettings) -> LLMEngine:
