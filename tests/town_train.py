@@ -16,11 +16,7 @@ from typing import Any
 import deepspeed
 import torch
 
-# Beside this file stands a folder named vllm, which libraries take for the package of that name.
-_here, sys.path = sys.path, [path for path in sys.path if Path(path).resolve() != Path(__file__).parent]
-from ppp.train import main  # noqa: E402
-
-sys.path = _here
+from ppp.train import main
 
 # The events by which Python tells of a change to a folder, see `sys.addaudithook`.
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
