@@ -25,6 +25,7 @@ from ppp.rollout import RolloutPool
 from ppp.tiny_model import byte_tokenizer, save_tiny_model, tiny_model
 from ppp.types import RecipeError, RunStoppedError
 from ppp.users.crowd import Crowd
+from ppp.whole_models import whole_models
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ def check_adapters(recipe: Recipe) -> None:
     else:
         trust = recipe.args.trust_remote_code
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), whole_models():
                 model = AutoModelForCausalLM.from_config(
                     AutoConfig.from_pretrained(name, trust_remote_code=trust), trust_remote_code=trust
                 )

@@ -20,7 +20,6 @@ import torch
 import yaml
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ppp.checkpoints import find_checkpoints, is_complete
 from ppp.checks import refuse
@@ -29,6 +28,7 @@ from ppp.recipe import Recipe
 from ppp.resume import RECIPE_FILE
 from ppp.run_folder import write_whole
 from ppp.types import RecipeError
+from ppp.whole_models import whole_models
 
 if TYPE_CHECKING:
     from ppp.trainer import PPPTrainer
@@ -54,9 +54,8 @@ def finish(trainer: PPPTrainer, recipe: Recipe) -> None:
     trainer.save_model(str(folder))
     if recipe.args.process_index == 0:
         if recipe.config.merge_lora and (folder / ADAPTER_FILE).is_file():
-            # Under ZeRO-3 transformers would spread the base model, too, over processes that do not take part.
-            unset_hf_deepspeed_config()
-            model = merged(folder, recipe.config.dtype, recipe.args.trust_remote_code)
+            with whole_models():  # only this process loads the base model
+                model = merged(folder, recipe.config.dtype, recipe.args.trust_remote_code)
             for path in folder.glob("adapter_*"):
                 path.unlink()
             model.save_pretrained(folder)

@@ -10,10 +10,10 @@ import logging
 import os
 from pathlib import Path
 
-import httpx
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
 
 from ppp.checks import refuse
 from ppp.config import PPPConfig
@@ -27,8 +27,9 @@ from ppp.types import InfrastructureError, RecipeError
 logger = logging.getLogger(__name__)
 
 SENT = (*MODEL_FILES, CARD_FILE, RECIPE_FILE, METRICS_FILE, VERSIONS_FILE)
-# What huggingface_hub raises: its own errors are HTTP's, or OSErrors; a name that cannot be is a ValueError.
-HUB_ERRORS = (OSError, httpx.HTTPError, ValueError)
+# What huggingface_hub raises: errors of the HTTP library that it stands on, which has changed its name before, so it is
+# asked; OSErrors; and ValueErrors for names that cannot be.
+HUB_ERRORS = (OSError, HTTPError, ValueError)
 
 
 class Hub:
@@ -74,7 +75,7 @@ def open_hub(args: PPPConfig) -> Hub | None:
     if args.hub_token:
         os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
     if args.hub_strategy in ("checkpoint", "all_checkpoints"):
-        raise refuse("hub_strategy", str(args.hub_strategy), "end: the finished model is sent, and no checkpoint")
+        raise refuse("hub_strategy", args.hub_strategy.value, "end: the finished model is sent, and no checkpoint")
     name = args.hub_model_id or Path(str(args.output_dir)).absolute().name
     answer: str | RecipeError = ""
     if PartialState().is_main_process:

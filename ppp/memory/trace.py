@@ -35,6 +35,7 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ppp.checks import refuse
+from ppp.whole_models import whole_models
 
 LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError)  # what transformers raises for a config that it cannot read
 # Linear attention falls back to a loop in Python; its memory grows with the tokens, so a short run tells all of it.
@@ -261,7 +262,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _meta_model(config: PretrainedConfig, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
-    with torch.device("meta"):
+    with torch.device("meta"), whole_models():
         return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype, attn_implementation=attention)
 
 
