@@ -11,6 +11,8 @@ offline=(HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PA
 if [[ ${1:-} == --vllm ]]; then
     shift
     scripts/setup.sh --vllm
+    # What DeepSpeed compiles differs from .venv's, and would be compiled anew whenever the other one had been used.
+    export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$PWD/.venv-vllm/torch_extensions}"
     exec env "${offline[@]}" .venv-vllm/bin/python -m pytest tests/real_vllm "$@"
 fi
 

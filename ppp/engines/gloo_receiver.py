@@ -12,6 +12,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from ppp.engines.weight_transfer import GlooWorker
@@ -64,6 +65,10 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
+        for layer in self.model.modules():
+            if isinstance(layer, ParallelLMHead):
+                # On a CPU it computes with a copy, which does not follow embeddings that are its weights as well.
+                layer.quant_method.process_weights_after_loading(layer)
 
     def shutdown(self) -> None:
         self._worker = None

@@ -241,6 +241,23 @@ def test_a_server_with_another_way_to_take_weights_is_refused(
         make_trainer(options={"base_urls": server.base_url, "sync_options": {"backend": "nccl"}})
 
 
+def test_an_output_layer_that_is_the_embeddings_gets_its_weights(town_model: Path, tmp_path: Path) -> None:
+    tied = AutoModelForCausalLM.from_pretrained(town_model, tie_word_embeddings=True)
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+    tied.save_pretrained(tmp_path / "tied")
+    AutoTokenizer.from_pretrained(town_model).save_pretrained(tmp_path / "tied")
+    server = VLLMProcess(tmp_path / "tied", tmp_path / "log.txt")
+    try:
+        server.start()
+        trainer = Trainer(tmp_path / "tied", tmp_path, server)
+        for step in range(3):
+            trainer.assert_aligned(step)
+            trainer.train()
+        trainer.engine.close()
+    finally:
+        server.kill()
+
+
 def test_weights_that_vllm_refuses_lose_the_server_and_it_can_come_back(make_trainer: Callable[..., Trainer]) -> None:
     trainer = make_trainer()
     sync = trainer.engine._fleet._sync
