@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"errors": [], "warnings": []})
 
     def do_GET(self) -> None:
-        self.answer({"id": "me/run", "sha": "0"})
+        self.answer({"id": "me/run", "sha": "0"}, self.server.refuse or 200)
 
     def answer(self, value: Any, status: int = 200) -> None:
         data = json.dumps(value).encode()
