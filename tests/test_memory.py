@@ -76,7 +76,6 @@ SHAPES = {
     "qwen3-checkpointing": shape(SCALED_QWEN3, checkpointing=True),
     "qwen3-padded-rows": shape(SCALED_QWEN3, num_rows=4, completion_tokens=100),
     "seed_oss-lora": shape(SCALED_SEED_OSS, lora_r=8),
-    "seed_oss-checkpointing": shape(SCALED_SEED_OSS, checkpointing=True),
     "seed_oss-bfloat16": shape(SCALED_SEED_OSS, dtype="bfloat16"),
     "wide-checkpointing": shape(WIDE, checkpointing=True),
     "wide-lora-checkpointing": shape(WIDE, checkpointing=True, lora_r=16),
@@ -148,7 +147,7 @@ def test_adapters_are_counted_like_peft_counts_them() -> None:
 
 def plan_of(name: str, num_gpus: int, gpu_gb: float, sharding: str, **changes: Any) -> MemoryPlan:
     workload = Workload(
-        AutoConfig.from_pretrained(CONFIGS / name, attention_dropout=0.0),
+        AutoConfig.from_pretrained(CONFIGS / name),
         dtype=torch.bfloat16,
         mixed=True,
         num_rows=1,

@@ -162,7 +162,7 @@ class _Described:
         return isinstance(other, _Described) and self._text == other._text
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _count_weights(described: _Described, lora_r: int | None, lora_targets: tuple[str, ...]) -> Counts:
     config = described.config
     whole = _meta_model(config, torch.bfloat16)
@@ -182,7 +182,7 @@ def _count_weights(described: _Described, lora_r: int | None, lora_targets: tupl
     )
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _trace(described: _Described, how: Pass) -> Traced:
     config = described.config
     period, num_layers = _period(config), config.get_text_config().num_hidden_layers
@@ -313,6 +313,9 @@ def _shortened(config: PretrainedConfig, num_layers: int) -> PretrainedConfig:
     text = shorter.get_text_config()
     kinds = _layer_types(config)
     text.num_hidden_layers = num_layers
+    for name, value in text.to_dict().items():
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+            setattr(text, name, 0.0)  # as the model is trained, see `build_model`
     if kinds:
         text.layer_types = kinds[:num_layers]
     return shorter
