@@ -184,7 +184,8 @@ def test_trajectories_are_spread_evenly_and_stay_where_their_prefix_is(stub: VLL
 
     async def turns() -> None:
         for position in range(4):
-            await asyncio.gather(*(engine.generate(request(key, [key], position)) for key in range(20)))
+            order = range(20) if position % 2 == 0 else range(19, -1, -1)
+            await asyncio.gather(*(engine.generate(request(key, [key], position)) for key in order))
 
     play(engine, turns)
     homes = [Counter(body["prompt"][0] for body in server.bodies()) for server in (stub, other)]
@@ -231,7 +232,7 @@ def test_sessions_of_a_server_that_dies_go_on_elsewhere_and_it_waits_for_the_nex
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("when", ["idle", "busy", "between phases"])
+@pytest.mark.parametrize("when", ["idle", "noticed", "busy", "between phases"])
 def test_a_restarted_server_answers_nothing_before_it_has_the_weights(stub: VLLMStub, when: str) -> None:
     """Its own requests would be answered with tokens of the first weights, and nobody would know."""
     engine = VLLMServerEngine.build(settings_for(stub))
@@ -239,6 +240,8 @@ def test_a_restarted_server_answers_nothing_before_it_has_the_weights(stub: VLLM
     async def idle() -> list[Any]:
         first = await all_of(engine, range(4))
         stub.restart()
+        if when == "noticed":  # the old connections are known to be closed: none will fail on the way
+            await asyncio.sleep(0.1)
         return [*first, *await all_of(engine, range(4, 8))]
 
     async def busy() -> list[Any]:
@@ -256,7 +259,7 @@ def test_a_restarted_server_answers_nothing_before_it_has_the_weights(stub: VLLM
         found += play(engine, lambda: all_of(engine, range(4, 8)))
         assert [turn.token_ids for turn in found] == [drawn(key, "w0") for key in range(8)]
         return
-    found = play(engine, idle if when == "idle" else busy)
+    found = play(engine, busy if when == "busy" else idle)
     assert [turn.token_ids for turn in found[:4]] == [drawn(key, "w0") for key in range(4)]
     assert all(isinstance(turn, InfrastructureError) and turn.kind == "engine" for turn in found[4:])
     assert not stub.bodies(), "no request reached the server with the first weights"
@@ -277,6 +280,21 @@ def test_weights_of_another_run_are_noticed(stub: VLLMStub) -> None:
         return first
 
     assert play(engine, turns).token_ids == drawn(1, "w0")
+
+
+def test_who_waits_for_a_server_that_is_lost_is_told_at_once(stub: VLLMStub) -> None:
+    engine = VLLMServerEngine.build(settings_for(stub))
+
+    async def turns() -> list[Any]:
+        stub.version = "somebody else's"
+        stub.faults.extend(["hang", "hang", "hang", "disconnect"])
+        return await asyncio.wait_for(all_of(engine, range(4)), timeout=60)
+
+    async def proven_first() -> list[Any]:
+        await all_of(engine, range(4))  # on connections that are kept
+        return await turns()
+
+    assert all(isinstance(turn, InfrastructureError) for turn in play(engine, proven_first))
 
 
 def test_a_burst_of_connections_costs_two_proofs(stub: VLLMStub) -> None:
