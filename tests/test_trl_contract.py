@@ -1,4 +1,4 @@
-"""Every private thing of TRL and transformers that `ppp/trainer.py` leans on. A failure here says what to look at
+"""Every private thing of TRL and transformers that `ppp/trainer.py` and `ppp/training_step.py` lean on. A failure here says what to look at
 after an upgrade, before a training run shows it."""
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ SIGNATURES = {
         GRPOTrainer._get_per_token_logps_and_entropies,
         ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"],
     ),
+    "_prepare_inputs": (GRPOTrainer._prepare_inputs, ["self", "generation_batch"]),
+    "compute_loss": (GRPOTrainer.compute_loss, ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
     "_log_metric": (GRPOTrainer._log_metric, ["self", "name", "value"]),
     "log": (GRPOTrainer.log, ["self", "logs", "start_time"]),
     "_get_train_sampler": (GRPOTrainer._get_train_sampler, ["self", "dataset"]),
@@ -118,6 +120,44 @@ def test_metrics_logged_before_the_rewards_are_told_under_their_names(stock: GRP
     stock._log_metric("ours", 2.0)
     stock._generate_and_score_completions([{"prompt": "x"} for _ in range(4)])
     assert stock._metrics["train"]["ours"] == [1.5]
+
+
+def test_a_generation_batch_is_cut_into_micro_batches_of_rows_and_scalars(stock: GRPOTrainer) -> None:
+    """`training_step.py` puts their rows into another order; a new list tells of a new generation batch."""
+    stock.args.steps_per_generation, stock._step = 2, 0
+    stock.model.train()
+    first = stock._prepare_inputs([{"prompt": "x"} for _ in range(4)])
+    micro_batches = stock._buffered_inputs
+    assert len(micro_batches) == 2 and first is micro_batches[0]
+    for name, value in first.items():
+        assert value is None or value.ndim == 0 or len(value) == 2, name
+    assert {name for name, value in first.items() if value is not None and value.ndim == 0} == {"num_items_in_batch"}
+    assert {name for name in first if name.startswith("prompt")} == {"prompt_ids", "prompt_mask"}, "padded on the left"
+    assert {"completion_mask", "tool_mask", "sampling_per_token_logps"} <= set(first)
+    stock._step = 1
+    assert stock._prepare_inputs([]) is micro_batches[1] and stock._buffered_inputs is micro_batches
+
+
+def test_prompts_that_are_replaced_in_place_are_logged_as_they_are_then(stock: GRPOTrainer) -> None:
+    generate = stock._generate
+
+    def replacing(prompts: list[Any]) -> Any:
+        result = generate(list(prompts))
+        prompts[1] = "y"
+        return result
+
+    stock._generate = replacing
+    stock.model.train()
+    stock._generate_and_score_completions([{"prompt": "x"} for _ in range(4)])
+    assert list(stock._logs["prompt"]) == ["x", "y", "x", "x"]
+
+
+def test_metrics_of_a_step_may_be_added_until_it_is_logged(stock: GRPOTrainer) -> None:
+    stock.model.train()
+    stock._metrics["train"]["ours"].append(2.0)
+    logs = {"loss": 1.0}
+    stock.log(logs)
+    assert logs["ours"] == 2.0 and not stock._metrics["train"]
 
 
 def test_attributes_that_are_set_from_outside_exist(stock: GRPOTrainer) -> None:
