@@ -118,11 +118,12 @@ def test_terms_are_normalised_one_by_one_and_weighted(
 
 
 def test_a_small_term_is_not_drowned_when_terms_are_normalised_one_by_one(make_trainer: Make) -> None:
-    """The clip makes all sessions that solve their task equal; by itself the bonus for asking well still counts."""
-    ToyEnvironment.reset([1.0])
-    summed = generate(make_trainer())
+    """The clip makes all sessions that fail equal; by itself the cost of asking badly still counts."""
+    ToyEnvironment.reset([0.0])
+    rewards = RewardSettings(weights={"personalization": 0})
+    summed = generate(make_trainer(rewards))
     assert summed["advantages"].eq(0).all()
-    by_itself = make_trainer(multi_objective_aggregation="normalize_then_sum")
+    by_itself = make_trainer(rewards, multi_objective_aggregation="normalize_then_sum")
     assert generate(by_itself)["advantages"].abs().min() > 0.1
     assert by_itself._metrics["train"]["flat_groups"] == [0.0], "and the guard is told so"
 
