@@ -16,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from transformers import TrainingArguments
+from zero3_train import over_gloo
 
 from ppp.engines.base import EngineSettings
 from ppp.engines.trained_weights import model_weights
@@ -79,6 +80,7 @@ def watched_gathers(model: nn.Module) -> Iterator[list[list[str]]]:
 
 
 def zero3(base_url: str, folder: Path) -> dict[str, Any]:
+    over_gloo()
     # What the trainer does with its arguments, and in this order.
     TrainingArguments(str(folder), use_cpu=False, ddp_backend="gloo", bf16=False, per_device_train_batch_size=1)
     accelerator = Accelerator()
