@@ -1,5 +1,7 @@
-"""Every private thing of TRL and transformers that `ppp/trainer.py` and `ppp/training_step.py` lean on. A failure here says what
-to look at after an upgrade, before a training run shows it."""
+"""Every private thing of TRL and transformers that `ppp/trainer.py` and `ppp/training_step.py` lean on.
+
+A failure here says what to look at after an upgrade, before a training run shows it.
+"""
 
 from __future__ import annotations
 
