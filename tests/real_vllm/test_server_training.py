@@ -78,8 +78,8 @@ def finish(process: subprocess.Popen[str], folder: Path) -> list[dict[str, Any]]
     """The metrics of each step of a run that ended well, on the processes that were meant."""
     assert process.wait(TIMEOUT_S) == 0, (folder / "log.txt").read_text()[-8000:]
     run = folder / "run"
-    started_with = json.loads((run / "versions.json").read_text())
-    assert (started_with["num_processes"], started_with["distributed_type"]) == (2, "DEEPSPEED")
+    hardware = json.loads((run / "versions.json").read_text())["hardware"]
+    assert (hardware["num_processes"], hardware["distributed_type"]) == (2, "DEEPSPEED")
     steps = steps_of(run)
     for step in steps:
         assert step["alignment/logprob_difference_max"] < 1e-3
