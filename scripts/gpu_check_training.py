@@ -20,7 +20,7 @@ import httpx
 import torch
 import yaml
 from datasets import Dataset
-from gpu_check_engine import GIB, Setup, need_gpu, need_vllm
+from gpu_check_engine import GIB, Scale, Setup, need_gpu, need_vllm
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from ppp.batch import RolloutSettings
@@ -35,6 +35,8 @@ from ppp.users.crowd import Crowd
 
 NUM_COPIES = 2
 NUM_STEPS = 3
+START_S = 600.0
+PROMPT_TOKENS, OBSERVATION_TOKENS = 2048, 256  # at most, in the town
 
 
 class CannedPool:
@@ -188,12 +190,12 @@ def _train(setup: Setup, name: str, engine: dict[str, Any]) -> dict[str, Any]:
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": num_groups,
         "num_generations": 4,
-        "max_completion_length": size.num_turns * (size.turn_tokens + 256),
+        "max_completion_length": _max_length(size) - PROMPT_TOKENS,
         "limits": {
             "max_turns": size.num_turns,
             "max_tokens_per_turn": size.turn_tokens,
-            "max_observation_tokens": 256,
-            "max_prompt_tokens": 2048,
+            "max_observation_tokens": OBSERVATION_TOKENS,
+            "max_prompt_tokens": PROMPT_TOKENS,
         },
         "max_concurrency": size.num_trajectories,
         "weight_decay": 10.0,  # changes the weights where nothing is earned
@@ -217,6 +219,10 @@ def _train(setup: Setup, name: str, engine: dict[str, Any]) -> dict[str, Any]:
     return found | {"trajectories_per_min": 60 * 4 * num_groups / seconds}
 
 
+def _max_length(size: Scale) -> int:
+    return PROMPT_TOKENS + size.num_turns * (size.turn_tokens + OBSERVATION_TOKENS)
+
+
 @contextmanager
 def serving(setup: Setup) -> Iterator[str]:
     """A vLLM server on the last GPU (or on the CPU) that takes weights; its address."""
@@ -229,31 +235,34 @@ def serving(setup: Setup) -> Iterator[str]:
         environment["CUDA_VISIBLE_DEVICES"] = str(torch.cuda.device_count() - 1)
     else:
         environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", setup.model, "--port", str(port)]
-    command += ["--dtype", setup.dtype, "--max-model-len", str(setup.size.max_length), "--logprobs-mode"]
-    command += ["processed_logprobs", "--weight-transfer-config", json.dumps({"backend": backend})]
+    # `vllm serve` asks for a package of the name vllm, and that for CPUs has another.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", setup.model]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", setup.dtype]
+    command += ["--max-model-len", str(_max_length(setup.size)), "--logprobs-mode", "processed_logprobs"]
+    command += ["--weight-transfer-config", json.dumps({"backend": backend})]
     command += [] if setup.is_gpu else ["--enforce-eager"]
     url = f"http://127.0.0.1:{port}"
     with (Path(setup.folder) / "server.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
-            wait_for(lambda: httpx.get(f"{url}/health", timeout=5).status_code == 200, process, 400)
+            _wait_for(url, process, Path(log.name))
             yield url
         finally:
             process.terminate()
             process.wait(60)
 
 
-def wait_for(is_there: Callable[[], bool], process: subprocess.Popen[bytes], limit_s: float) -> None:
-    deadline = time.monotonic() + limit_s
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            if is_there():
+            if httpx.get(f"{url}/health", timeout=5, trust_env=False).is_success:
                 return
         except httpx.TransportError:
             pass
         time.sleep(0.5)
-    raise AssertionError("the server did not come up; see server.log")
+    end = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+    raise AssertionError(f"the server did not come up: {end}")
 
 
 TRAINING: dict[str, Callable[[Setup], dict[str, Any]]] = {
