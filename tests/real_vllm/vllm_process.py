@@ -29,6 +29,10 @@ FLAGS = (
     "--dtype=float32",
     "--max-model-len=512",
     "--enforce-eager",
+    # A prompt that is read in pieces takes a step back in its request's generator, which those of a CPU cannot do: with
+    # seeds, the server dies as soon as there are more prompts than one batch holds.
+    "--no-enable-chunked-prefill",
+    "--max-num-batched-tokens=8192",
     "--logprobs-mode=processed_logprobs",
     "--enable-lora",
     "--max-lora-rank=16",
