@@ -22,7 +22,7 @@ import yaml
 from chat_server import ChatServer
 
 from ppp import warmstart
-from ppp.doctor import CHECKS, examination, probe
+from ppp.doctor import CHECKS, command, examination, probe
 from ppp.doctor.command import main, parse_arguments
 from ppp.doctor.patient import Patient, stand_in
 from ppp.doctor.results import Status, failed, ok, verdict, warning
@@ -33,7 +33,6 @@ from ppp.recipe import read_recipe
 from ppp.types import Answer, Effort, StopReason, Task, ToolCall, Trajectory, Turn
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-CONFIGS = Path(__file__).parent / "model_configs"
 EVIL = "\x1b[2J\x1b]0;title\x07ok\r\x9b1m\u202egnp\u200b\ud800\x00"
 
 
@@ -251,8 +250,9 @@ def save_too_often(values: dict[str, Any], folder: Path) -> None:
 def take_a_large_model(values: dict[str, Any], folder: Path) -> None:
     model = folder / "model"
     shutil.copytree(values["model_name_or_path"], model)
-    shutil.copy(CONFIGS / "qwen3_8b" / "config.json", model / "config.json")
-    values |= {"model_name_or_path": str(model), "max_completion_length": 32768, "use_peft": False}
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "vocab_size": 10**10}))
+    values |= {"model_name_or_path": str(model), "use_peft": False}
 
 
 def take_a_long_prompt(values: dict[str, Any], folder: Path) -> None:
@@ -315,6 +315,29 @@ def test_users_models_are_asked_once_and_a_server_that_is_down_is_named(
         else:
             assert found.status == 0, found.output
             assert server.num_requests == 1 and "user: llm answers" in found.said("endpoints")
+
+
+def test_a_server_of_the_engine_that_is_down_is_named(values: dict[str, Any], ask: Callable[..., Outcome]) -> None:
+    with ChatServer() as server:
+        server.down = True
+        url = server.base_url.removesuffix("/v1")
+        found = ask({**values, "engine": "vllm_server", "engine_options": {"base_urls": url}}, "--fast")
+    assert found.status == 1 and found.statuses()["endpoints"] == "failed", found.output
+    assert url in found.said("endpoints") and "start the server" in found.said("endpoints")
+
+
+def test_processes_that_have_not_found_each_other_are_refused(
+    values: dict[str, Any], ask: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*arguments: Any) -> Any:
+        recipe = read_recipe(*arguments)
+        monkeypatch.setenv("WORLD_SIZE", "2")  # as if a launcher had started another one
+        return recipe
+
+    monkeypatch.setattr(command, "read_recipe", read)
+    found = ask(values)
+    assert found.status == 2 and "2 were started and 1 found each other" in found.said("recipe")
+    assert "trajectories" not in found.checks
 
 
 def test_an_old_library_is_named_with_the_version_that_is_needed(

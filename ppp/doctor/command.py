@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from ppp.doctor.patient import Patient
 from ppp.doctor.results import Result, Status, failed, verdict
 from ppp.doctor.text import Palette, Style, one_line
 from ppp.recipe import Recipe, read_recipe
+from ppp.run_folder import check_processes
 from ppp.train import set_up_logging
 from ppp.types import RecipeError
 
@@ -47,11 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging()
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("ppp.doctor").setLevel(logging.INFO)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was begun is removed
     try:
         return run(own, rest)
     except KeyboardInterrupt:
         sys.stderr.write(f"{PROG}: interrupted\n")
         return EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -81,8 +86,9 @@ def run(own: argparse.Namespace, rest: Sequence[str]) -> int:
     if rest:
         try:
             recipe = read_recipe(rest, PROG)
+            check_processes(recipe.args)
         except RecipeError as error:
-            problem = error
+            recipe, problem = None, error
     printer = _Printer(Palette.of(sys.stdout), is_silent=not PartialState().is_main_process)
     if problem is not None:
         remedy = "correct it; `ppp train --help` explains every field. A recipe for several processes is read under "

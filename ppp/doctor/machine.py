@@ -26,6 +26,7 @@ from ppp.resume import check_recipe, checkpoint_to_resume
 from ppp.run_log import trajectory_record
 from ppp.tiny_model import byte_tokenizer, tiny_model
 from ppp.types import RecipeError
+from ppp.whole_models import whole_models
 
 TIGHT = 0.9
 LOW_DISK_BYTES = 5 * GIB  # without a recipe
@@ -97,7 +98,8 @@ def plan_for(recipe: Recipe) -> MemoryPlan:
     """
     config, args = recipe.config, recipe.args
     if config.tiny_model:
-        described = tiny_model(byte_tokenizer(), args.seed, max_context(recipe)).config
+        with whole_models():
+            described = tiny_model(byte_tokenizer(), args.seed, max_context(recipe)).config
     else:
         described = load_config(str(config.model_name_or_path), args.model_init_kwargs or {}, args.trust_remote_code)
     hardware = this_hardware(recipe)

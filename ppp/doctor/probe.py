@@ -88,7 +88,6 @@ class Probe:
     Attributes:
         stage: what is being done; after a failure, what failed.
         error: what it raised.
-        num_weights, num_trained: numbers of weights; this process's share where they are sharded.
         trajectories: as they were played, with made-up rewards.
         rows: the same as the loss saw them.
         losses: of each micro-batch.
@@ -100,8 +99,6 @@ class Probe:
 
     stage: Stage = "load"
     error: Exception | None = None
-    num_weights: int = 0
-    num_trained: int = 0
     trajectories: Sequence[Trajectory] = ()
     rows: list[Row] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -253,8 +250,6 @@ def _build_trainer(patient: Patient, probe: Probe) -> _WatchedTrainer:
         callbacks=[_Listener(probe)],
     )
     probe.seconds["load"] = time.perf_counter() - started
-    probe.num_weights = sum(weight.numel() for weight in trainer.model.parameters())
-    probe.num_trained = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     trainer.probe = probe
     plain = trainer.phase
     phase = _WatchedPhase(

@@ -53,25 +53,27 @@ def check_trajectories(patient: Patient) -> Result:
         return failed(f"no session was played to its end: {told(probe.error)}", remedy)
     block = [line for trajectory in played for line in transcript(trajectory)]
     lost = Counter(one_line(trajectory.error or "", 500) for trajectory in played if trajectory.failed)
-    details = {"seconds": probe.seconds, "num_weights": probe.num_weights, "num_trained": probe.num_trained}
     if lost:
         text = f"{lost.total()} of {len(played)} sessions failed, and not by the policy's fault: {'; '.join(lost)}"
         return failed(text, "mend what is named: the engine, a user's endpoint, a tool or a deadline", block=block)
     turns = [turn for trajectory in played for turn in trajectory.turns]
     num_read = sum(turn.call is not None for turn in turns)
-    text = f"{_described(probe, played)}; {num_read} of {len(turns)} turns made a call that could be read"
+    text = f"{_described(patient, probe)}; {num_read} of {len(turns)} turns made a call that could be read"
     if not num_read:
         remedy = "a model that never calls a tool has nothing to learn from: see call_format, or ppp warmstart first"
-        return warning(text, remedy, details, block)
-    return ok(text, details, block)
+        return warning(text, remedy, {"seconds": probe.seconds}, block)
+    return ok(text, {"seconds": probe.seconds}, block)
 
 
-def _described(probe: Probe, played: Sequence[Trajectory]) -> str:
+def _described(patient: Patient, probe: Probe) -> str:
+    assert patient.plan is not None, "the check of memory comes first"
+    counts, played = patient.plan.counts, probe.trajectories
+    trained = f"{counts.adapters:,} in adapters, which are trained" if counts.adapters else "all of them trained"
     num_tokens = sum(sum(trajectory.env_mask) for trajectory in played)
     reasons = Counter(trajectory.stop_reason.value for trajectory in played if trajectory.stop_reason is not None)
     ends = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
     return (
-        f"{probe.num_weights:,} weights, {probe.num_trained:,} trained, loaded in {probe.seconds['load']:.1f} s; "
+        f"{counts.total + counts.adapters:,} weights, {trained}, loaded in {probe.seconds['load']:.1f} s; "
         f"{len(played)} sessions in {probe.seconds['rollout']:.1f} s ({ends}), {num_tokens} tokens by the policy"
     )
 
