@@ -21,7 +21,7 @@ from typing import Any
 from accelerate import PartialState
 from safetensors import SafetensorError
 
-from ppp.types import RunStoppedError
+from ppp.types import DiskError
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +34,6 @@ SAVING, REMOVING = "_saving-", "_removing-"
 # How torch.save tells of a disk that takes no more; safetensors and everything else say it with an error of their own.
 _TORCH_WRITE_FAILURES = ("inline_container", "PytorchStreamWriter", "iostream error")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class CheckpointError(RunStoppedError):
-    """A checkpoint could not be written; those before it are as they were."""
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -96,7 +92,7 @@ class Checkpoints:
         """Give the body a folder to write the checkpoint of `step` into, then make it one; for all processes together.
 
         Raises:
-            CheckpointError: it could not be written, on this process. The others wait until whoever started them ends
+            DiskError: it could not be written, on this process. The others wait until whoever started them ends
                 them, as at the failure of any process.
         """
         processes = PartialState()
@@ -122,7 +118,7 @@ class Checkpoints:
             if isinstance(error, RuntimeError) and not any(text in str(error) for text in _TORCH_WRITE_FAILURES):
                 raise
             shutil.rmtree(beside, ignore_errors=True)
-            raise CheckpointError(self._complaint(step, error)) from error
+            raise DiskError(self._complaint(step, error)) from error
         finally:
             self.run_dir = self.folder
 

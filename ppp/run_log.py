@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ppp.rewards import session_metrics
-from ppp.types import Trajectory, Turn
+from ppp.types import DiskError, Trajectory, Turn
 
 METRICS_FILE = "metrics.jsonl"
 TRAJECTORIES_FILE = "trajectories.jsonl"
@@ -67,8 +67,13 @@ class RunLog:
     @staticmethod
     def _append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         # Opened for each step: a file handle would not survive a resume of the same object, and costs nothing here.
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        except OSError as error:
+            raise DiskError(
+                f"{path} cannot be written ({error.strerror}); make room and go on with --resume_from_checkpoint true"
+            ) from error
 
 
 def trajectory_record(

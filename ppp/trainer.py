@@ -24,7 +24,7 @@ from trl.models.utils import unwrap_model_for_generation
 from ppp.alignment import Alignment
 from ppp.batch import RolloutSettings, TooManyFailuresError, check_failures, term_reward, token_batch, total_reward
 from ppp.bookkeeping import Bookkeeper
-from ppp.checkpoints import STATE_FILE, CheckpointError, Checkpoints, is_complete, sync_files
+from ppp.checkpoints import STATE_FILE, Checkpoints, is_complete, sync_files
 from ppp.config import PPPConfig
 from ppp.interruption import Interruption
 from ppp.phase import Played, RolloutPhase
@@ -34,7 +34,7 @@ from ppp.rollout import RolloutJob, RolloutPool
 from ppp.run_log import RunLog
 from ppp.step_metrics import REWARD, batch_metrics, evaluation_metrics
 from ppp.training_step import TrainingStep
-from ppp.types import RunStoppedError, Task
+from ppp.types import DiskError, RunStoppedError, Task
 from ppp.users.crowd import Crowds
 
 logger = logging.getLogger(__name__)
@@ -233,12 +233,12 @@ class PPPTrainer(TrainingStep):
         Raises:
             KeyboardInterrupt: on SIGINT and SIGTERM.
             TooManyFailuresError: see `max_failure_rate`.
-            RunStoppedError: a budget is used up, an endpoint stays away, or a checkpoint cannot be written.
+            RunStoppedError: a budget is used up, an endpoint stays away, or a log or checkpoint cannot be written.
         """
         try:
             with self.interruption.handled():
                 output = super().train(*args, **kwargs)
-        except CheckpointError:
+        except DiskError:
             raise
         except (KeyboardInterrupt, TooManyFailuresError, RunStoppedError):
             self.save_stopped()
@@ -264,7 +264,7 @@ class PPPTrainer(TrainingStep):
         """Write a checkpoint that is there as a whole or not at all, and only then remove old ones.
 
         Raises:
-            CheckpointError: it could not be written.
+            DiskError: it could not be written.
         """
         state = self.state
         with self.checkpoints.writing(state.global_step) as folder:

@@ -33,6 +33,10 @@ class RunStoppedError(PPPError):
     """The run has to end, not one session: a budget is used up, or an endpoint stays away. Leaves a checkpoint."""
 
 
+class DiskError(RunStoppedError):
+    """A log or a checkpoint could not be written. The run ends without another; earlier ones are kept."""
+
+
 class RecipeError(PPPError, ValueError):
     """The operator's mistake, found before a model is loaded: names the field, the value and what is allowed."""
 

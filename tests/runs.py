@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import multiprocessing
 import os
@@ -94,7 +95,9 @@ def _child(argv: list[str], environment: Mapping[str, str], log: str) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from town_train import run
 
-    sys.exit(run(argv))
+    status = run(argv)
+    atexit._run_exitfuncs()  # as any other process; those of multiprocessing leave them out, and W&B sends its rest there
+    sys.exit(status)
 
 
 def start(recipe: Mapping[str, Any], output_dir: Path, *options: str, **environment: str) -> ForkServerProcess:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppp.checkpoints import CheckpointError, Checkpoints, find_checkpoints, remove_leftovers, step_of
+from ppp.checkpoints import Checkpoints, find_checkpoints, remove_leftovers, step_of
+from ppp.types import DiskError
 
 
 def save(checkpoints: Checkpoints, step: int, num_values: int = 4) -> None:
@@ -93,7 +94,7 @@ def test_a_disk_that_takes_no_more_is_told_of_in_a_sentence(num_values: int, tmp
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
     try:
-        with pytest.raises(CheckpointError) as caught:
+        with pytest.raises(DiskError) as caught:
             save(checkpoints, 2, num_values)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -212,6 +212,11 @@ BAD_RECIPES = {
     "group does not divide the batch": ({"num_generations": 3}, "num_generations: 3", "must divide the 8"),
     "unknown engine option": ({"engine_options": {"pages": 1}}, "engine_options.pages", "page_size"),
     "engine without a model": ({"engine": "scripted"}, "engine: 'scripted'", "transformers"),
+    "no module for adapters": (
+        {"use_peft": True, "lora_target_modules": ["q_porj"]},
+        "lora_target_modules: 'q_porj'",
+        "did you mean 'q_proj'",
+    ),
     "prompt too long": ({"limits": {"max_prompt_tokens": 5}}, "the prompt has", "at most 5"),
     "nothing to resample": ({"gradient_accumulation_steps": 6, "max_resamples": 1}, "max_resamples: 1", "all 6"),
     "a step takes more than there is": ({"gradient_accumulation_steps": 8}, "train_tasks: 6 sessions", "takes 8"),

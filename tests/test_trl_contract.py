@@ -15,9 +15,12 @@ import torch
 import trl
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer
+from transformers.integrations import deepspeed
 from trl import GRPOConfig, GRPOTrainer
-from trl.models.utils import disable_gradient_checkpointing
+from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
+
+from ppp.whole_models import whole_models
 
 SIGNATURES = {
     "_generate": (GRPOTrainer._generate, ["self", "prompts"]),
@@ -32,6 +35,10 @@ SIGNATURES = {
     "log": (GRPOTrainer.log, ["self", "logs", "start_time"]),
     "_get_train_sampler": (GRPOTrainer._get_train_sampler, ["self", "dataset"]),
     "_save_checkpoint": (Trainer._save_checkpoint, ["self", "model", "trial"]),
+    "_get_output_dir": (Trainer._get_output_dir, ["self", "trial"]),
+    "save_model": (Trainer.save_model, ["self", "output_dir", "_internal_call"]),
+    "create_model_card": (GRPOTrainer.create_model_card, ["self", "model_name", "dataset_name", "tags"]),
+    "unwrap_model_for_generation": (unwrap_model_for_generation, ["model", "accelerator", "gather_deepspeed3_params"]),
     "evaluate": (Trainer.evaluate, ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"]),
     "_init_training_state": (
         Trainer._init_training_state,
@@ -179,7 +186,7 @@ def test_each_epoch_draws_its_order_from_one_generator_of_the_sampler(stock: GRP
 
 
 def test_the_state_is_the_last_file_of_a_checkpoint(stock: GRPOTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`train.py` tells a complete checkpoint from half of one by it."""
+    """`checkpoints.py` tells a complete checkpoint from half of one by it."""
     stock.train()
     seen: list[list[str]] = []
     save = type(stock.state).save_to_json
@@ -194,3 +201,37 @@ def test_the_state_is_the_last_file_of_a_checkpoint(stock: GRPOTrainer, monkeypa
     folder = Path(stock.args.output_dir) / "checkpoint-2"
     assert sorted(file.name for file in folder.iterdir()) == sorted([*seen[0], "trainer_state.json"])
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= set(seen[0])
+
+
+def test_a_checkpoint_is_written_where_the_run_dir_says_and_nowhere_else(
+    stock: GRPOTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`checkpoints.py` has it written beside, and `trainer.py` writes no card and removes old ones itself."""
+    stock.train()
+    monkeypatch.setattr(stock, "_get_output_dir", lambda trial: str(tmp_path / "beside"))
+    monkeypatch.setattr(stock, "create_model_card", lambda **_: None)
+    before = set(tmp_path.iterdir())
+    stock.args.save_total_limit = None
+    for step in (2, 3, 4):
+        stock.state.global_step = step
+        stock._save_checkpoint(stock.model, None)
+    assert set(tmp_path.iterdir()) - before == {tmp_path / "beside"}
+    assert len(list((tmp_path / "beside").iterdir())) == 3
+
+
+def test_zero_3_is_decided_by_a_global_of_transformers() -> None:
+    """`whole_models.py` takes it away for a while."""
+
+    class Config:
+        def is_zero3(self) -> bool:
+            return True
+
+    config = Config()
+    deepspeed.set_hf_deepspeed_config(config)
+    try:
+        assert deepspeed.is_deepspeed_zero3_enabled()
+        with whole_models():
+            assert not deepspeed.is_deepspeed_zero3_enabled()
+        assert deepspeed.is_deepspeed_zero3_enabled()
+    finally:
+        deepspeed.unset_hf_deepspeed_config()

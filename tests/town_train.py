@@ -2,12 +2,14 @@
 
 With PPP_TEST_KILL_AT=<n> the process kills itself right before the n-th change that it makes to its output folder. What
 a run leaves on disk when it is killed at any moment is what it leaves right before one of these changes.
-PPP_TEST_CHANGES=<file> has them written down, one line each.
+PPP_TEST_CHANGES=<file> has them written down, one line each. PPP_TEST_MAX_FILE=<bytes> limits the size of every file,
+as a disk does that is nearly full.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -51,6 +53,9 @@ def run(argv: list[str]) -> int:
     torch.set_num_threads(1)
     # DeepSpeed would compile its own communication for CPUs, a minute's work, and gloo does as well.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if "PPP_TEST_MAX_FILE" in os.environ:
+        limit = int(os.environ["PPP_TEST_MAX_FILE"])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if {"PPP_TEST_KILL_AT", "PPP_TEST_CHANGES"} & set(os.environ):
         watch(Path(argv[argv.index("--output_dir") + 1]))
     return main(argv)
