@@ -171,7 +171,7 @@ def check_dev_routes(info: ServerInfo) -> None:
     """
     if not info.has_dev_routes:
         raise refuse(
-            "engine_options.servers",
+            "engine_options.base_urls",
             info.base_url,
             "a vLLM server with its development routes; start it with VLLM_SERVER_DEV_MODE=1 in its environment",
         )

@@ -151,7 +151,7 @@ class VLLMServerEngine(Engine):
                 if not PartialState().is_main_process:  # that it can be reached may differ, what it is cannot
                     httpx.get(f"{url}/health", timeout=CONNECT_TIMEOUT_S, trust_env=False).raise_for_status()
                     continue
-                info = read_server_info(url)
+                info = read_server_info(url, headers=options.headers)
             except (InfrastructureError, httpx.HTTPError) as error:
                 raise refuse("engine_options.base_urls", url, f"a vLLM server that answers ({error})") from error
             _check_server(settings, info)
