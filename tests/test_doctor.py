@@ -520,6 +520,14 @@ def test_a_transcript_has_no_control_characters_and_nobody_can_write_a_line_of_o
     assert any(r"\x1b[2J" in line for line in lines)
 
 
+def test_a_long_session_is_shown_by_its_beginning_and_its_end() -> None:
+    task = Task("id", "toy", "Fix.", "Fix it.", "no_ask", {})
+    said = [Turn([1], [0.0], {"role": "assistant", "content": f"turn {number}" + "a" * 9000}) for number in range(90)]
+    lines = [line for line, _ in transcript(Trajectory(task, turns=said, stop_reason=StopReason.MAX_TURNS))]
+    assert len(lines) < 50 and max(map(len, lines)) < 800
+    assert "turn 0a" in lines[2] and lines[-1].endswith("max_turns") and any("left out" in line for line in lines)
+
+
 @pytest.mark.parametrize("text", ["plain é 漢字 🙂", "two\nlines", "a b\\x"])
 def test_text_that_does_no_harm_stays_as_it_is(text: str) -> None:
     assert harmless(text) == text

@@ -15,8 +15,8 @@ from ppp.doctor.probe import Row
 from ppp.doctor.text import Line, Style, harmless, shortened
 from ppp.types import Trajectory, Turn
 
-MAX_CHARS = 1500  # of one text
-MAX_PROMPT_CHARS = 400
+MAX_CHARS = 600  # of one text
+MAX_LINES = 40  # of one session
 
 STYLE_OF: dict[str, Style] = {
     **{"prompt": "prompt", "policy": "policy", "observed": "observation"},
@@ -39,7 +39,7 @@ def transcript(trajectory: Trajectory) -> list[Line]:
     lines += _lines("end", f"{reason}{score}")
     if trajectory.error is not None:
         lines += _lines("error", trajectory.error)
-    return lines
+    return _short(lines)
 
 
 def _turn_lines(turn: Turn) -> Iterator[Line]:
@@ -62,15 +62,24 @@ def _turn_lines(turn: Turn) -> Iterator[Line]:
 
 def masked_text(row: Row, codec: Codec) -> list[Line]:
     """The tokens of a trajectory as text: prompt, then runs of tokens that carry loss and that do not."""
-    lines = [*_lines("prompt", codec.decode(row.prompt_ids), MAX_PROMPT_CHARS)]
+    lines = [*_lines("prompt", codec.decode(row.prompt_ids))]
     marked = zip(row.completion_ids, row.mask, strict=True)
     for own, run in groupby(marked, key=lambda pair: pair[1]):
         text = codec.decode([token for token, _ in run])
         lines += _lines("policy" if own else "observed", text)
-    return lines
+    return _short(lines)
 
 
-def _lines(label: str, text: str, max_chars: int = MAX_CHARS) -> Iterator[Line]:
+def _short(lines: list[Line]) -> list[Line]:
+    """The beginning and the end of a session with many lines."""
+    if len(lines) <= MAX_LINES:
+        return lines
+    half = MAX_LINES // 2
+    note: Line = (f"{'note':>8} | {len(lines) - 2 * half} lines are left out here", STYLE_OF["note"])
+    return [*lines[:half], note, *lines[-half:]]
+
+
+def _lines(label: str, text: str) -> Iterator[Line]:
     """The lines of a text, each behind its label."""
-    for line in harmless(shortened(text, max_chars)).split("\n"):
+    for line in harmless(shortened(text, MAX_CHARS)).split("\n"):
         yield f"{label:>8} | {line}", STYLE_OF.get(label)
