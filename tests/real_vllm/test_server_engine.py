@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from vllm_process import VLLMProcess
 
 from ppp.engines.base import EngineSettings, Generation, GenerationRequest
@@ -242,7 +242,7 @@ def test_a_server_with_another_way_to_take_weights_is_refused(
 
 
 def test_an_output_layer_that_is_the_embeddings_gets_its_weights(town_model: Path, tmp_path: Path) -> None:
-    tied = AutoModelForCausalLM.from_pretrained(town_model, tie_word_embeddings=True)
+    tied = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(town_model, tie_word_embeddings=True))
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
     tied.save_pretrained(tmp_path / "tied")
     AutoTokenizer.from_pretrained(town_model).save_pretrained(tmp_path / "tied")
