@@ -169,7 +169,14 @@ class PPPTrainer(TrainingStep):
             yield
             return
         with unwrap_model_for_generation(self.model_wrapped, self.accelerator):
-            yield
+            # TRL leaves one on: in the first passes it talks to the other processes, which may have nothing to play.
+            handle = self.model_wrapped.optimizer.parameter_offload.fwd_pre_hook
+            hooks = handle.hooks_dict_ref()
+            hook = hooks.pop(handle.id)
+            try:
+                yield
+            finally:
+                hooks[handle.id] = hook
 
     def _play(self, prompts: list[Any]) -> tuple[Played, dict[str, float]]:
         """Play the batch, flat groups replaced if the recipe wants it; `prompts` then get those that were put in."""
