@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +93,16 @@ def test_the_servers_of_a_recipe_are_started_for_it() -> None:
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_the_memory_plan_in_a_recipe_is_what_the_script_prints(name: str) -> None:
+def test_the_memory_plan_in_a_recipe_is_what_the_script_prints(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = ROOT / "recipes" / name
-    (command,) = commands(path, "python scripts/memory_plan.py")
-    model = ["--model", str(CONFIGS / LARGE[name][0]), "--format", "comment"]
-    done = subprocess.run([sys.executable, *command[1:], *model], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout in path.read_text(encoding="utf-8"), "print the plan again and put it into the recipe"
+    ((_, script, *options),) = commands(path, "python scripts/memory_plan.py")
+    monkeypatch.chdir(ROOT)
+    main = runpy.run_path(script)["main"]
+    assert main([*options, "--model", str(CONFIGS / LARGE[name][0]), "--format", "comment"]) == 0
+    text = path.read_text(encoding="utf-8")
+    assert capsys.readouterr().out in text, "print the plan again and put it into the recipe"
 
 
 # --- refused before a model is loaded ---------------------------------------------------------------------------------

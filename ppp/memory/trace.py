@@ -270,7 +270,10 @@ def _with_adapters(model: PreTrainedModel, lora_r: int, targets: tuple[str, ...]
     modules = "all-linear" if targets == ("all-linear",) else list(targets)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that weights on the meta device have no values; new names of transformers
-        return get_peft_model(model, LoraConfig(r=lora_r, target_modules=modules, task_type="CAUSAL_LM"))
+        try:
+            return get_peft_model(model, LoraConfig(r=lora_r, target_modules=modules, task_type="CAUSAL_LM"))
+        except ValueError as error:
+            raise refuse("lora_target_modules", list(targets), "modules of the model, or all-linear") from error
 
 
 def _num_adapters(model: PreTrainedModel, lora_r: int, targets: tuple[str, ...]) -> int:
