@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import math
+import shlex
 import shutil
 import signal
 import sys
@@ -115,7 +116,7 @@ def start_command(rest: Sequence[str]) -> str:
     """What starts the run that was looked at."""
     launched = PartialState().num_processes > 1
     start = "accelerate launch [the same options] -m ppp.train" if launched else "ppp train"
-    return " ".join([start, *rest])
+    return f"{start} {shlex.join(rest)}"
 
 
 def write_json(path: Path, results: Mapping[str, Result], words: str, status: int) -> None:
