@@ -10,13 +10,16 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
 import transformers
 from accelerate import PartialState
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from ppp.batch import NoLearningSignalError, RolloutSettings, TooManyFailuresError
 from ppp.bookkeeping import Bookkeeper
@@ -39,7 +42,7 @@ from ppp.codec import Codec
 from ppp.data import expand, load_task_rows, mix, to_dataset
 from ppp.environments import environment_class
 from ppp.export import finish
-from ppp.hub import open_hub
+from ppp.hub import Hub, open_hub
 from ppp.learning_signal import LearningSignalGuard
 from ppp.memory.advice import check_memory
 from ppp.recipe import Recipe, read_recipe
@@ -90,14 +93,26 @@ def _fail(message: object, status: int) -> int:
     return status
 
 
-def run(recipe: Recipe) -> PPPTrainer:
-    """Train as the recipe says, and leave the trained model in the output folder.
+@dataclass(frozen=True)
+class Checked:
+    """What a run is made of, before a model is loaded and before anything is written."""
+
+    checkpoint: Path | None
+    tokenizer: PreTrainedTokenizerBase
+    codec: Codec
+    train_dataset: Dataset
+    eval_dataset: Dataset | None
+    facts: dict[str, Any]
+    books: Bookkeeper
+    hub: Hub | None
+
+
+def check_run(recipe: Recipe) -> Checked:
+    """Everything that can be wrong with a run before its model is loaded.
 
     Raises:
-        RecipeError: before a model is loaded.
-        TooManyFailuresError, NoLearningSignalError, RunStoppedError: the run was stopped; there is a checkpoint if a
-            step was finished.
-        KeyboardInterrupt: likewise.
+        RecipeError: something is.
+        RunStoppedError: the budget of a resumed run is used up.
     """
     config, args = recipe.config, recipe.args
     check_processes(args)
@@ -110,6 +125,7 @@ def run(recipe: Recipe) -> PPPTrainer:
     eval_dataset = load_sessions(recipe, codec, "eval_tasks", config.eval_preferences) if config.eval_tasks else None
     check_steps(recipe, len(train_dataset), eval_dataset is not None)
     check_engine(recipe, codec)
+    check_adapters(recipe)
     check_memory(recipe)
     facts = run_facts(args, train_dataset["task"])
     if checkpoint is not None:
@@ -117,9 +133,23 @@ def run(recipe: Recipe) -> PPPTrainer:
     books = open_books(recipe)
     crowds = books.crowds.different if eval_dataset is not None else [books.crowds.train]
     check_crowds(crowds if config.interaction else [])
-
-    check_adapters(recipe)
     hub = open_hub(args)
+    return Checked(checkpoint, tokenizer, codec, train_dataset, eval_dataset, facts, books, hub)
+
+
+def run(recipe: Recipe) -> PPPTrainer:
+    """Train as the recipe says, and leave the trained model in the output folder.
+
+    Raises:
+        RecipeError: before a model is loaded.
+        TooManyFailuresError, NoLearningSignalError, RunStoppedError: the run was stopped; there is a checkpoint if a
+            step was finished.
+        KeyboardInterrupt: likewise.
+        InfrastructureError: the model is trained and saved, and the Hub did not take it.
+    """
+    config, args = recipe.config, recipe.args
+    checked = check_run(recipe)
+    checkpoint, books, codec = checked.checkpoint, checked.books, checked.codec
 
     # All processes have checked the folder before the first of them writes into it.
     PartialState().wait_for_everyone()
@@ -137,16 +167,16 @@ def run(recipe: Recipe) -> PPPTrainer:
 
     guard = LearningSignalGuard(config.warn_without_signal_steps, config.stop_without_signal_steps)
     trainer = PPPTrainer(
-        model=build_model(recipe, tokenizer, output_dir / TINY_MODEL_DIR),
+        model=build_model(recipe, checked.tokenizer, output_dir / TINY_MODEL_DIR),
         args=args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=tokenizer,
+        train_dataset=checked.train_dataset,
+        eval_dataset=checked.eval_dataset,
+        processing_class=checked.tokenizer,
         make_pool=lambda policy: build_pool(recipe, codec, build_engine(recipe, codec, policy), books.crowds.train),
         settings=rollout_settings(recipe),
         books=books,
         run_log=run_log,
-        checkpoints=Checkpoints(output_dir, args.save_total_limit, named, facts),
+        checkpoints=Checkpoints(output_dir, args.save_total_limit, named, checked.facts),
         peft_config=build_peft_config(recipe),
         callbacks=[MetricsWriter(run_log), Progress(), guard],
     )
@@ -159,8 +189,8 @@ def run(recipe: Recipe) -> PPPTrainer:
         trainer.pool.close()
         trainer.pool.engine.close()
         books.tell()
-    if hub is not None and args.process_index == 0:
-        logger.info("the trained model is on the Hub: %s", hub.push(output_dir))
+    if checked.hub is not None and args.process_index == 0:
+        logger.info("the trained model is on the Hub: %s", checked.hub.push(output_dir))
     return trainer
 
 

@@ -101,7 +101,7 @@ class PPPTrainer(TrainingStep):
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
         logging.getLogger("trl.trainer.grpo_trainer").addFilter(_is_no_dump)
-        self.checkpoints = checkpoints or Checkpoints(Path(args.output_dir), args.save_total_limit)
+        self.checkpoints = checkpoints or Checkpoints(Path(str(args.output_dir)), args.save_total_limit)
         args.save_total_limit = None  # transformers would remove by date, and at the end perhaps the newest
         self.settings = settings
         self.pool = make_pool(lambda: self.accelerator.unwrap_model(self.model))

@@ -96,7 +96,7 @@ def _child(argv: list[str], environment: Mapping[str, str], log: str) -> None:
     from town_train import run
 
     status = run(argv)
-    atexit._run_exitfuncs()  # as any other process; those of multiprocessing leave them out, and W&B sends its rest there
+    atexit._run_exitfuncs()  # multiprocessing leaves them out, and W&B writes its last line there
     sys.exit(status)
 
 
