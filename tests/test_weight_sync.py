@@ -1,4 +1,4 @@
-"""Weights of plain and sharded models at a server that takes them as vLLM does; against vLLM itself: tests/real_vllm."""
+"""Weights of plain and sharded models at a server that takes them as vLLM does; vLLM itself: tests/real_vllm."""
 
 from __future__ import annotations
 
