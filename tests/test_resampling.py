@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from chat_server import ChatServer
 from toy import ToyEnvironment, register
 from toy_trainer import UNCLIPPED, Player, build_trainer, generate, read_metrics, read_trajectories
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +18,8 @@ from ppp.batch import RolloutSettings, TooManyFailuresError
 from ppp.resampling import ATTEMPT_ROWS
 from ppp.rewards import RewardSettings
 from ppp.trainer import PPPTrainer
-from ppp.types import InfrastructureError, Task
+from ppp.types import InfrastructureError, Task, ToolCall, Turn
+from ppp.users.crowd import Crowd
 
 NUM_COPIES = 4
 
@@ -157,6 +159,27 @@ def test_sessions_that_are_thrown_away_are_counted(make_trainer: Make) -> None:
     trainer = make_trainer(1)
     generate(trainer)
     assert trainer.phase.books.num_sessions == 12
+
+
+class Asker:
+    """Asks and finishes."""
+
+    def act(self, task: Task, turns: Sequence[Turn]) -> tuple[str, ToolCall | None]:
+        if not turns:
+            return "", ToolCall("ask_user", {"query": "Where?"})
+        return "", ToolCall("finish", {"answer": "f1"})
+
+
+def test_what_users_took_in_sessions_that_are_thrown_away_is_told(make_trainer: Make) -> None:
+    with ChatServer(lambda request: {"answer": "There.", "source": "task", "follows_preference": True}) as server:
+        crowd = Crowd({"kind": "llm", "model": "m", "base_url": server.base_url})
+        trainer = make_trainer(2, player=Asker(), crowd=crowd)
+        generate(trainer)
+        assert trainer._metrics["train"]["resampled_groups"] == [4.0]
+        assert trainer._metrics["train"]["users/calls"] == [3 * 8]
+        generate(trainer)
+        trainer.pool.close()
+    assert trainer._metrics["train"]["users/calls"] == [3 * 8, 3 * 8], "and counted from the start of each batch"
 
 
 def lines_of(trainer: PPPTrainer) -> list[dict[str, Any]]:
