@@ -94,7 +94,9 @@ def _mean(values: Any) -> float | None:
 @cache
 def _template() -> Template:
     # No HTML escaping: Markdown is the target, and every value goes through one of the two filters or is a number.
-    environment = Environment(undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True)
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
     environment.filters |= {"inline": inline, "fenced": fenced}
     source = (resources.files("ppp") / "cards" / "model_card.md.jinja").read_text(encoding="utf-8")
     return environment.from_string(source)

@@ -39,7 +39,7 @@ MAY_CHANGE = (
     *("push_to_hub", "hub_*", "merge_lora", "warmstart"),
     *("eval_*", "num_generations_eval", "per_device_eval_batch_size", "batch_eval_metrics"),
     *("max_workers", "max_concurrency", "max_failure_rate", "warn_without_signal_steps", "stop_without_signal_steps"),
-    *("check_logprobs_every", "max_logprob_difference"),
+    *("check_logprobs_every", "max_logprob_difference", "check_memory"),
     *("gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_empty_cache_steps"),
     *("ddp_timeout", "ddp_backend", "dataloader_pin_memory", "local_rank"),
 )

@@ -19,18 +19,22 @@ from ppp.types import DiskError, Trajectory, Turn
 
 METRICS_FILE = "metrics.jsonl"
 TRAJECTORIES_FILE = "trajectories.jsonl"
+_SUMMARY = b'"train_runtime": '  # no other log of transformers has it
 _STEP = re.compile(rb'\{"step": (\d+)[,}]')
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-    """Cut a log behind the last whole line whose step is at most `step`; steps never fall within a file."""
+    """Cut a log behind the last whole line whose step is at most `step`; steps never fall within a file.
+
+    A line that sums up the run goes as well: the run goes on, and will be summed up again.
+    """
     if not path.is_file():
         return
     end = 0
     with path.open("r+b") as file:
         for line in file:
             found = _STEP.match(line)
-            if found is None or int(found[1]) > step or not line.endswith(b"\n"):
+            if found is None or int(found[1]) > step or not line.endswith(b"\n") or _SUMMARY in line:
                 break
             end += len(line)
         file.truncate(end)

@@ -300,6 +300,13 @@ class PPPTrainer(TrainingStep):
         self._train_sampler = super()._get_train_sampler(dataset)
         return self._train_sampler
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train no further than told: a run that was killed behind its last step only has its model to write."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Bring a resumed sampler to the epoch it had reached: it draws each epoch's order from one generator."""
         epochs_trained, steps_trained = super()._init_training_state(*args, **kwargs)

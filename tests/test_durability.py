@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -46,6 +47,19 @@ def test_a_run_killed_ten_times_ends_like_one_that_was_not(recipe: dict[str, Any
         assert status == -signal.SIGKILL, output
         num_saves += any(killed.glob("_saving-*"))
     assert num_saves >= 1
+    status, output = runs.train(eight(recipe), killed, "--resume_from_checkpoint", "true")
+    assert status == 0, output
+    runs.assert_equal_runs(whole, killed)
+    assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+def test_a_run_killed_behind_its_last_step_only_writes_its_model(
+    recipe: dict[str, Any], whole: Path, tmp_path: Path
+) -> None:
+    killed = tmp_path / "run"
+    shutil.copytree(whole, killed)
+    for name in ("model.safetensors", "config.json", "README.md"):
+        (killed / name).unlink()
     status, output = runs.train(eight(recipe), killed, "--resume_from_checkpoint", "true")
     assert status == 0, output
     runs.assert_equal_runs(whole, killed)

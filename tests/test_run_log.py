@@ -28,6 +28,13 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
     assert path.read_bytes() == b"".join(LINES[:2])
 
 
+def test_the_summary_of_a_run_that_goes_on_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b"".join(LINES[:3]) + b'{"step": 2, "train_runtime": 1.5}\n')
+    drop_lines_after(path, 2)
+    assert path.read_bytes() == b"".join(LINES[:3])
+
+
 def test_metrics_are_valid_json_whatever_their_values(tmp_path: Path) -> None:
     log = RunLog(tmp_path, rank=0, step=0)
     log.write_metrics(1, {"loss": float("nan"), "grad_norm": float("inf"), "reward": 0.5, "step": 77})

@@ -35,6 +35,7 @@ SIGNATURES = {
     "log": (GRPOTrainer.log, ["self", "logs", "start_time"]),
     "_get_train_sampler": (GRPOTrainer._get_train_sampler, ["self", "dataset"]),
     "_save_checkpoint": (Trainer._save_checkpoint, ["self", "model", "trial"]),
+    "_run_epoch": (Trainer._run_epoch, ["self", "model", "epoch", "train_dataloader"]),
     "_get_output_dir": (Trainer._get_output_dir, ["self", "trial"]),
     "save_model": (Trainer.save_model, ["self", "output_dir", "_internal_call"]),
     "create_model_card": (GRPOTrainer.create_model_card, ["self", "model_name", "dataset_name", "tags"]),
