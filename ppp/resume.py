@@ -51,11 +51,11 @@ ENTRIES_MAY_CHANGE: dict[str, tuple[str, ...]] = {
         *("max_cost", "max_calls", "input_price", "cached_input_price", "output_price"),
     ),
     "engine_options": (
-        *("base_url", "base_urls", "host", "port", "sync_host", "sync_port", "group_port", "api_key_env"),
-        *("timeout_s", "max_outage_s", "max_connections", "num_blocks", "max_batch_tokens"),
-        *("gpu_memory_utilization", "enable_sleep_mode"),
+        *("base_urls", "api_key_env", "master_address", "backend", "bucket_mb", "adapter_dir", "timeout_s"),
+        *("request_timeout_s", "max_outage_s", "max_connections", "num_blocks", "max_batch_tokens", "max_num_seqs"),
+        *("gpu_memory_utilization", "kv_cache_gb", "enable_sleep_mode"),
     ),
-    "environment_options": ("trees", "base_url", "cache_dir"),
+    "environment_options": ("trees",),
     "train_tasks": ("repositories",),
 }
 
