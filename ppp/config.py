@@ -31,6 +31,23 @@ CHOICES = {
     "save_strategy": tuple(strategy.value for strategy in SaveStrategy),
     "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
 }
+# Settings of TRL's own rollouts, of which nothing would come here -> what to set instead.
+UNUSED = {
+    **dict.fromkeys(
+        ("min_p", "repetition_penalty", "generation_kwargs", "cache_implementation"),
+        "rollouts are sampled with temperature, top_k and top_p alone, or the loss would mean another distribution",
+    ),
+    **dict.fromkeys(
+        (
+            *("vllm_mode", "vllm_server_base_url", "vllm_gpu_memory_utilization", "vllm_tensor_parallel_size"),
+            *("vllm_max_model_length", "vllm_enable_sleep_mode", "vllm_structured_outputs_regex"),
+            *("use_transformers_continuous_batching", "use_transformers_paged"),
+        ),
+        "choose what generates with engine and engine_options",
+    ),
+    "max_tool_calling_iterations": "set limits.max_turns",
+}
+MAX_SEED = 2**32 - 1
 
 
 @dataclass
@@ -90,6 +107,9 @@ class PPPConfig(GRPOConfig):
             self.resume_from_checkpoint = "true"
         elif not Path(str(self.resume_from_checkpoint)).is_dir():
             raise refuse("resume_from_checkpoint", self.resume_from_checkpoint, "true or an existing folder")
+        for name, allowed in UNUSED.items():
+            if vars(self)[name] != GRPOConfig.__dataclass_fields__[name].default:
+                raise refuse(name, vars(self)[name], allowed)
         # Evaluation runs through the pool, whatever its batch size; GRPOConfig insists on a multiple.
         self.per_device_eval_batch_size = self.num_generations_eval or self.num_generations
         self._check_choices()
@@ -104,6 +124,8 @@ class PPPConfig(GRPOConfig):
                 raise refuse_unknown(name, vars(self)[name], [str(choice) for choice in choices])
         if self.reward_weights is not None:
             raise refuse("reward_weights", self.reward_weights, "set term_weights")
+        if self.save_strategy == "best" and self.metric_for_best_model is None:
+            raise refuse("save_strategy", "best", "set metric_for_best_model as well, such as eval_productivity")
         available = sorted(get_available_reporting_integrations())
         for name in [self.report_to] if isinstance(self.report_to, str) else self.report_to or ():
             if name not in ("none", "all", *available):
@@ -140,8 +162,17 @@ class PPPConfig(GRPOConfig):
             raise refuse("temperature", self.temperature, "must be above 0: a group of equal copies teaches nothing")
         if not 0 < self.top_p <= 1:
             raise refuse("top_p", self.top_p, "must lie above 0 and at most at 1")
-        if not 0 <= self.learning_rate < math.inf:
-            raise refuse("learning_rate", self.learning_rate, "must be a finite number of at least 0")
+        if self.top_k < 0:
+            raise refuse("top_k", self.top_k, "must be at least 1, or 0 to cut nothing off")
+        for name in ("learning_rate", "beta", "epsilon", "max_grad_norm"):
+            if not 0 <= vars(self)[name] < math.inf:
+                raise refuse(name, vars(self)[name], "must be a finite number of at least 0")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise refuse("seed", self.seed, f"must lie between 0 and {MAX_SEED}")
+        if self.max_steps == 0:
+            raise refuse("max_steps", 0, "must be at least 1, or -1 to go by num_train_epochs")
+        if self.save_strategy == "steps" and not self.save_steps > 0:
+            raise refuse("save_steps", self.save_steps, 'must be above 0; save_strategy: "no" saves at the end alone')
         per_step = self.generation_batch_size
         if per_step is None:
             steps = self.steps_per_generation or self.gradient_accumulation_steps

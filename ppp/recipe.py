@@ -153,7 +153,7 @@ def build(values: dict[str, Any]) -> Recipe:
     except RecipeError:
         raise
     except (ValueError, TypeError, ImportError) as error:
-        raise RecipeError(f"recipe: {error}") from error
+        raise RecipeError(f"recipe: {' '.join(str(error).split())}") from error
     config.build_limits(args.max_completion_length or 1)
     check_together(config, args)
     return Recipe(config, args, values)

@@ -125,6 +125,8 @@ class RecipeConfig:
             check_at_least(name, vars(self)[name], 1)
         for name in COUNTS_FROM_ZERO:
             check_at_least(name, vars(self)[name], 0)
+        if not 0 <= self.lora_dropout < 1:
+            raise refuse("lora_dropout", self.lora_dropout, "must be at least 0 and below 1")
         if not 0 < self.max_logprob_difference < math.inf:
             raise refuse("max_logprob_difference", self.max_logprob_difference, "must be a finite number above 0")
         if not 0 <= self.max_failure_rate <= 1:
