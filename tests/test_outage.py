@@ -66,6 +66,7 @@ def write_recipe(folder: Path, server: ChatServer, **changes: Any) -> list[str]:
         "reward_clip": None,
         "term_weights": {"proactivity": 0, "personalization": 0},
         "max_failure_rate": 0.9,
+        "max_logprob_difference": 100.0,  # no model would have said what the scripted engine says
         "use_cpu": True,
         "gradient_checkpointing": False,
         "save_strategy": "no",
