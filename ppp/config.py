@@ -89,6 +89,11 @@ class PPPConfig(GRPOConfig):
         "token_truncate", "Importance-sampling correction; sequence_mask drops a third of long trajectories."
     )
     vllm_importance_sampling_clip_max: float | None = option(2.0, "Upper bound of a token's importance ratio.")
+    ddp_timeout: int = option(
+        14400,
+        "Seconds that processes wait for each other; must exceed limits.trajectory_timeout_s, because those whose "
+        "sessions have ended wait for the others.",
+    )
     resume_from_checkpoint: str | None = option(
         None, "true: go on from the newest complete checkpoint in output_dir; or the path of a checkpoint."
     )

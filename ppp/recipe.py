@@ -163,13 +163,17 @@ def check_together(config: RecipeConfig, args: PPPConfig) -> None:
     """Check what GRPO's part and ours say about the same thing.
 
     Raises:
-        RecipeError: one of the two would be ignored without a word.
+        RecipeError: one of the two would be ignored without a word, or end the run.
     """
     if args.multi_objective_aggregation == "normalize_then_sum" and config.reward_clip not in (None, [0.0, 1.0]):
         allowed = "multi_objective_aggregation normalize_then_sum has no sum that could be clipped; set it to null"
         raise refuse("reward_clip", config.reward_clip, allowed)
     if args.sync_ref_model and config.use_peft:
         raise refuse("sync_ref_model", True, "with use_peft the reference is the model without its adapters")
+    longest = config.build_limits(args.max_completion_length or 1).trajectory_timeout_s
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and args.ddp_timeout <= longest:
+        allowed = f"processes wait for each other's sessions: more than limits.trajectory_timeout_s ({longest:g})"
+        raise refuse("ddp_timeout", args.ddp_timeout, allowed)
 
 
 def config_path(argv: Sequence[str]) -> Path | None:

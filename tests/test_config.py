@@ -12,7 +12,7 @@ from toy import register
 
 from ppp.config import PPPConfig
 from ppp.preferences import PREFERENCES, SEEN, UNSEEN
-from ppp.recipe import Recipe, field_types, read_recipe, read_yaml
+from ppp.recipe import Recipe, check_together, field_types, read_recipe, read_yaml
 from ppp.recipe_config import RecipeConfig, expand_preferences
 from ppp.types import Answer, RecipeError, Task, Turn
 from ppp.users import USERS
@@ -301,6 +301,19 @@ def test_a_bad_value_is_refused_with_field_value_and_what_is_allowed(name: str, 
     with pytest.raises(RecipeError, match=message) as caught:
         read(tmp_path, **changes)
     assert "\n" not in str(caught.value)
+
+
+def test_processes_wait_for_each_other_longer_than_a_session_may_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = read(tmp_path, limits={"trajectory_timeout_s": 50_000})  # one process waits for nobody
+    usual = read(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match=r"ddp_timeout: 14400 .*limits\.trajectory_timeout_s \(50000\)"):
+        check_together(recipe.config, recipe.args)
+    recipe.args.ddp_timeout = 60_000
+    for accepted in (recipe, usual):
+        check_together(accepted.config, accepted.args)
 
 
 BAD_COMMAND_LINES = {
