@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from datasets import Dataset
 
-from ppp.batch import RolloutSettings, check_failures
+from ppp.batch import RolloutSettings, TooManyFailuresError, check_failures
 from ppp.phase import Played, RolloutPhase
 from ppp.rollout import RolloutJob
 from ppp.step_metrics import REWARD, flat_groups
@@ -84,7 +84,7 @@ class DynamicSampling:
             flat = self._flat(played)
             if not flat:
                 break
-            check_failures(played.everyone, self.settings.max_failure_rate)
+            self._check_failures(jobs, played, step)
             drawn = self._draw(len(flat), used, f"{self.seed}/{step}/{round_number}/{attempt}")
             if not drawn:
                 break
@@ -95,6 +95,13 @@ class DynamicSampling:
         self.phase.write(jobs, played, step, "train")
         metrics = {"resampled_groups": float(num_replaced), "flat_groups_drawn": len(first_flat) / num_groups}
         return Resampled(played, sources, metrics)
+
+    def _check_failures(self, jobs: Sequence[RolloutJob], played: Played, step: int) -> None:
+        try:
+            check_failures(played.everyone, self.settings.max_failure_rate)
+        except TooManyFailuresError:
+            self.phase.write(jobs, played, step, "train")  # what failed is looked up there
+            raise
 
     def _flat(self, played: Played) -> list[int]:
         return flat_groups(played.all_scores, self.num_generations, self.signals)

@@ -55,7 +55,7 @@ ENTRIES_MAY_CHANGE: dict[str, tuple[str, ...]] = {
         *("request_timeout_s", "max_outage_s", "max_connections", "num_blocks", "max_batch_tokens", "max_num_seqs"),
         *("gpu_memory_utilization", "kv_cache_gb", "enable_sleep_mode"),
     ),
-    "environment_options": ("trees",),
+    "environment_options": ("trees", "max_trees_gb"),
     "train_tasks": ("repositories",),
 }
 

@@ -317,7 +317,7 @@ class PPPTrainer(TrainingStep):
 
 
 class _StopAtStepEnd(TrainerCallback):
-    """Ends an interrupted run behind a finished step, with a checkpoint."""
+    """Ends an interrupted run behind a finished step, with a checkpoint, and has steps logged that are saved."""
 
     def __init__(self, trainer: PPPTrainer) -> None:
         self.trainer = trainer
@@ -325,3 +325,12 @@ class _StopAtStepEnd(TrainerCallback):
     def on_step_end(self, args: PPPConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.trainer.should_stop():
             control.should_save = control.should_training_stop = True
+        self._log_what_is_saved(control)
+
+    def on_epoch_end(self, args: PPPConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._log_what_is_saved(control)
+
+    @staticmethod
+    def _log_what_is_saved(control: TrainerControl) -> None:
+        """Metrics of steps since the last log are in no checkpoint: a resumed run would not know of them."""
+        control.should_log = control.should_log or control.should_save

@@ -152,6 +152,7 @@ def test_failures_are_not_resampled_without_end(make_trainer: Make) -> None:
     with pytest.raises(TooManyFailuresError):
         generate(trainer)
     assert ByTask.num_opened == 8, "nothing is played again while everything fails"
+    assert [record["error"] for record in read_trajectories(trainer)] == ["InfrastructureError: down"] * 8
 
 
 def test_sessions_that_are_thrown_away_are_counted(make_trainer: Make) -> None:

@@ -114,6 +114,11 @@ def test_what_trains_nothing_else_may_change(name: str, read: Read, tmp_path: Pa
     check_recipe(read(**SAME_TRAINING[name]), checkpoint)
 
 
+def test_disk_space_of_an_environment_may_change_and_what_it_shows_may_not() -> None:
+    assert may_change("environment_options.func_loc.max_trees_gb")
+    assert not may_change("environment_options.func_loc.max_output_chars")
+
+
 def test_a_short_form_is_the_same_as_the_long_one(read: Read) -> None:
     short = {"user": "scripted", "train_tasks": {"town": "x"}}
     long = {"user": {"kind": "scripted"}, "train_tasks": {"town": {"path": "x"}}}

@@ -18,6 +18,7 @@ from toy_trainer import UNCLIPPED, Player, build_trainer, generate, read_metrics
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOTrainer
 
+from ppp.alignment import CORRECTED
 from ppp.batch import RolloutSettings, TooManyFailuresError
 from ppp.codec import Codec
 from ppp.engines.scripted import ScriptedEngine
@@ -203,6 +204,17 @@ def test_training_changes_the_policy_and_tells_every_step(make_trainer: Callable
     assert steps[0]["stop/finished"] == 1.0
     records = (Path(trainer.args.output_dir) / "trajectories.jsonl").read_text().splitlines()
     assert [json.loads(record)["step"] for record in records] == [1] * 8 + [2] * 8 + [3] * 8
+
+
+def test_a_checkpoint_knows_of_all_steps_however_rarely_they_are_logged(
+    make_trainer: Callable[..., PPPTrainer],
+) -> None:
+    ToyEnvironment.reset()
+    trainer = make_trainer(logging_steps=10, save_strategy="steps", save_steps=2)
+    trainer.train()
+    state = json.loads((Path(trainer.args.output_dir) / "checkpoint-2" / "trainer_state.json").read_text())
+    assert [logs["step"] for logs in state["log_history"]] == [2]
+    assert CORRECTED in state["log_history"][0], "a resumed run reads there whether ratios are corrected"
 
 
 def test_evaluation_tells_scores_by_preference_and_leaves_training_metrics_alone(

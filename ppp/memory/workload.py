@@ -50,7 +50,7 @@ class Workload:
         dtype: in which weights are loaded.
         mixed: whether the step is run in mixed precision with bf16.
         num_rows, prompt_tokens, completion_tokens: the largest micro-batch.
-        checkpointing, attention: see `memory_trace.Pass`.
+        checkpointing, attention: see `trace.Pass`.
         lora_r, lora_targets: adapters; None trains all weights.
         has_reference: whether a KL term needs a second model.
         engine, engine_options: what generates.
