@@ -6,19 +6,23 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sync_train
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from sync_server import SyncServer
 from torch import nn
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers.core_model_loading import PrefixChange
 
 from ppp.engines.base import EngineSettings
 from ppp.engines.server_info import read_server_info
+from ppp.engines.sync_adapter import check_config
 from ppp.engines.trained_weights import model_weights
 from ppp.engines.weight_sync import SYNCS, AdapterSync, FullSync
 from ppp.tiny_model import byte_tokenizer, tiny_model
@@ -180,6 +184,66 @@ def test_an_adapter_is_published_under_a_name_per_step(server: SyncServer, tmp_p
     # The one in use and the one before, there and on disk.
     assert list(server.adapters) == names[-2:]
     assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == sorted(names[-2:])
+
+
+def mixture() -> nn.Module:
+    """A model whose experts are one parameter here, and many in its checkpoint."""
+    config = Qwen3MoeConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=16,
+        moe_intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
+    return Qwen3MoeForCausalLM(config)
+
+
+def part_of_a_larger_model() -> nn.Module:
+    """A model that stands in its checkpoint under another prefix."""
+    model = tiny_model(byte_tokenizer(), 0, 64)
+    model._weight_conversions = [PrefixChange(prefix_to_remove="language_model", model_prefix="model")]
+    return model
+
+
+@pytest.mark.parametrize("make", [mixture, part_of_a_larger_model])
+@pytest.mark.parametrize("max_bytes", [1, 2**30])
+def test_weights_have_the_names_and_shapes_of_their_checkpoint(
+    make: Callable[[], nn.Module], max_bytes: int, tmp_path: Path
+) -> None:
+    model = make()
+    model.save_pretrained(tmp_path)
+    found = dict(weight for bucket in model_weights(model, max_bytes) for weight in bucket)
+    assert sorted(found) != sorted(name for name, _ in model.named_parameters())
+    assert_same(found, load_file(tmp_path / "model.safetensors"))
+
+
+def test_an_adapter_is_published_for_the_names_of_the_checkpoint(server: SyncServer, tmp_path: Path) -> None:
+    model = get_peft_model(part_of_a_larger_model(), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    sync = AdapterSync(sync_train.settings(tmp_path), {})
+    sync.publish(model, 0, [server.base_url])
+    (tensors,) = server.adapters.values()
+    assert "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight" in tensors
+    assert all(".language_model." in name for name in tensors)
+
+
+def test_adapters_that_would_arrive_in_part_are_refused(full: FullSync, tmp_path: Path) -> None:
+    base = tiny_model(byte_tokenizer(), 0, 64)
+    base.model.layers[0].self_attn.q_proj.bias = nn.Parameter(
+        torch.zeros(base.model.layers[0].self_attn.q_proj.out_features)
+    )
+    options = {"r": 4, "target_modules": ["model.layers.0.self_attn.q_proj"], "task_type": "CAUSAL_LM"}
+    model = get_peft_model(base, LoraConfig(**options, lora_bias=True))
+    with pytest.raises(RecipeError, match="plain LoRA"):
+        list(model_weights(model, 2**30))
+    for name, value in {"lora_bias": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 2}}.items():
+        with pytest.raises(RecipeError, match=name):
+            check_config(LoraConfig(**options, **{name: value}))
+    check_config(LoraConfig(**options))
 
 
 def test_the_same_step_is_not_published_under_another_name(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from ppp.checks import refuse
 from ppp.engines.base import EngineSettings
 from ppp.engines.server_info import ServerInfo
 from ppp.engines.sync_base import WeightSync, check_dev_routes, check_seconds
-from ppp.engines.trained_weights import adapter_weights
+from ppp.engines.trained_weights import PEFT_PREFIX, adapter_weights, base_model, checkpoint_weights
 from ppp.types import InfrastructureError
 
 _BUCKET_BYTES = 2**28
@@ -121,7 +121,7 @@ class AdapterSync(WeightSync):
                 model, state_dict=gathered, adapter_name=adapter, save_embedding_layers=False
             )
             self.bytes_sent = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-            _write_adapter(self._folder / name, tensors, config)
+            _write_adapter(self._folder / name, _named_as_in_checkpoint(model, tensors), config)
         self._names.append(name)
         self._step = step
 
@@ -175,9 +175,19 @@ def check_config(config: Any) -> None:
         ("modules_to_save", config.modules_to_save),
         ("use_dora", config.use_dora),
         ("bias", config.bias != "none"),
+        ("lora_bias", config.lora_bias),
+        ("rank_pattern", config.rank_pattern),
+        ("alpha_pattern", config.alpha_pattern),
+        ("target_parameters", config.target_parameters),
     ):
         if value:
             raise refuse("engine_options.sync", "adapter", f"servers take no adapters with {name}; use sync: full")
+
+
+def _named_as_in_checkpoint(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """The adapter for the modules of the checkpoint: a server passes over those for modules that it does not know."""
+    own = [(name.removeprefix(PEFT_PREFIX), tensor) for name, tensor in tensors.items()]
+    return {PEFT_PREFIX + name: tensor for name, tensor in checkpoint_weights(base_model(model), own)}
 
 
 def _write_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], config: LoraConfig) -> None:

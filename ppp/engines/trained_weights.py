@@ -20,13 +20,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ppp.checks import refuse
 
 NamedTensors = list[tuple[str, Tensor]]
 
-_PEFT_PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 _CHECKPOINTING = "_checkpoint_wrapped_module."  # what activation checkpointing of FSDP puts between
 
 
@@ -47,7 +48,11 @@ def model_weights(model: nn.Module, max_bytes: int) -> Iterator[NamedTensors]:
     Raises:
         RecipeError: the model is sharded, or has adapters, in a way that is not known here.
     """
-    yield from _gathered(_merged_weights(model) if isinstance(model, PeftModel) else _plain_weights(model), max_bytes)
+    base = base_model(model)
+    for bucket in _gathered(
+        _merged_weights(model) if isinstance(model, PeftModel) else _plain_weights(model), max_bytes
+    ):
+        yield checkpoint_weights(base, bucket)
 
 
 def adapter_weights(model: PeftModel, adapter: str, max_bytes: int) -> Iterator[NamedTensors]:
@@ -61,6 +66,19 @@ def adapter_weights(model: PeftModel, adapter: str, max_bytes: int) -> Iterator[
         if ".lora_" in name and f".{adapter}." in f"{name}."
     ]
     yield from _gathered(wanted, max_bytes)
+
+
+def base_model(model: nn.Module) -> Any:
+    """The model itself, without what holds its adapters."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def checkpoint_weights(model: Any, weights: NamedTensors) -> NamedTensors:
+    """Weights of the model as a checkpoint has them: experts one by one, the prefix that a larger model's part has.
+
+    A server passes over names that it does not know, and goes on with the weights that it has.
+    """
+    return list(revert_weight_conversion(model, dict(weights)).items())
 
 
 def num_bytes(weights: NamedTensors) -> int:
@@ -80,14 +98,14 @@ def _merged_weights(model: PeftModel) -> list[_Weight]:
     """The weights of the base model with the active adapter in them, under the base model's names."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
     for name, layer in layers.items():
-        if not isinstance(layer, LoraLinear) or any(layer.use_dora.values()):
+        if not isinstance(layer, LoraLinear) or layer.lora_variant or any(layer.lora_bias.values()):
             raise refuse("sync", "full", f"of adapters only plain LoRA on linear layers can be merged; see {name}")
     weights = []
     for name, parameter in _named(model):
         if ".lora_" in name or ".original_module." in name:
             continue
         owner = name.removesuffix(".base_layer.weight")
-        own_name = name.replace(_CHECKPOINTING, "").removeprefix(_PEFT_PREFIX)
+        own_name = name.replace(_CHECKPOINTING, "").removeprefix(PEFT_PREFIX)
         own_name = own_name.replace(".base_layer.", ".").replace(f".modules_to_save.{model.active_adapter}.", ".")
         if owner in layers and not layers[owner].merged:
             weights.append(_merged_weight(own_name, parameter, layers[owner]))
