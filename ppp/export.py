@@ -82,13 +82,19 @@ def export(source: Path, out: Path, merge_lora: bool) -> str:
     is_adapter = (model_dir / ADAPTER_FILE).is_file()
     if merge_lora and not is_adapter:
         raise refuse("merge_lora", True, f"{model_dir} holds whole weights, nothing to merge")
-    out.mkdir(parents=True, exist_ok=True)
+    model: PreTrainedModel | None = None
     if merge_lora:
-        merged(model_dir, dtype, bool(values.get("trust_remote_code"))).save_pretrained(out)
-    elif is_adapter or has_weights(model_dir):
+        model = merged(model_dir, dtype, bool(values.get("trust_remote_code")))
+    elif not is_adapter and not has_weights(model_dir):
+        model = from_zero(model_dir, dtype)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise refuse("out", str(out), f"a folder that can be written to ({error.strerror})") from error
+    if model is None:
         copy_files(model_dir, out, MODEL_FILES)
     else:
-        from_zero(model_dir, dtype).save_pretrained(out)
+        model.save_pretrained(out)
     copy_files(model_dir, out, [pattern for pattern in MODEL_FILES if pattern not in WEIGHT_FILES], merge_lora)
     write_card(run, out, values, model_dir if is_checkpoint else None)
     kind = "merged weights" if merge_lora else "an adapter" if is_adapter else "whole weights"
@@ -114,13 +120,20 @@ def has_weights(folder: Path) -> bool:
 
 
 def read_values(run: Path) -> dict[str, Any]:
-    """The resolved recipe of a run; empty where there is none."""
+    """The resolved recipe of a run; empty where there is none.
+
+    Raises:
+        RecipeError: it cannot be read.
+    """
     path = run / RECIPE_FILE
     if not path.is_file():
         logger.warning("there is no %s: the model card will lack the recipe", path)
         return {}
-    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return values
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise refuse("source", str(run), f"{path} cannot be read ({' '.join(str(error).split())})") from error
+    return dict(values or {})
 
 
 def merged(folder: Path, dtype: str, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -82,11 +82,19 @@ def test_what_cannot_be_exported_is_refused_in_one_sentence(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious").touch()
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "config.json").write_text("{}")
+    (tmp_path / "weightless").mkdir()
+    (tmp_path / "weightless" / "config.json").write_text("{}")
+    (tmp_path / "torn" / "recipe.yaml").write_text("a: [")
     capsys.readouterr()
     for arguments, expected in {
         (str(tmp_path), str(tmp_path / "out")): "source:",
         (str(adapter_run), str(tmp_path / "full")): "out:",
         (str(adapter_run / "checkpoint-9"), str(tmp_path / "out")): "source:",
+        (str(adapter_run), str(tmp_path / "full" / "precious" / "out")): "out:",
+        (str(tmp_path / "torn"), str(tmp_path / "out")): "source:",
+        (str(tmp_path / "weightless"), str(tmp_path / "out")): "source:",
     }.items():
         assert main(["export", *arguments]) == 2
         message = capsys.readouterr().err.strip()

@@ -297,6 +297,22 @@ def test_a_recipe_that_cannot_fit_is_refused_with_both_values(tmp_path: Path) ->
         check_memory(recipe)
 
 
+@pytest.mark.parametrize(("share", "is_refused"), [(0.25, True), (0.6, False)])
+def test_a_vllm_without_room_for_a_trajectory_is_refused(
+    share: float, is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hardware = Hardware(8, int(80 * 0.99 * GIB), "zero3")
+    monkeypatch.setattr("ppp.memory.advice.this_hardware", lambda recipe: hardware)
+    options = {"engine": "vllm_colocate", "engine_options": {"gpu_memory_utilization": share}, "dtype": "bfloat16"}
+    recipe = recipe_for(tmp_path, "qwen3_8b", per_device_train_batch_size=1, gradient_accumulation_steps=8, **options)
+    if not is_refused:
+        check_memory(recipe)
+        return
+    expected = r"^engine_options.gpu_memory_utilization: 0.25 .*room for 0\.\d+ trajectories of \d+,\d+ tokens"
+    with pytest.raises(RecipeError, match=expected):
+        check_memory(recipe)
+
+
 def test_the_check_can_be_switched_off(tmp_path: Path) -> None:
     check_memory(recipe_for(tmp_path, "seed_oss_36b", check_memory=False))
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 
+from ppp.checks import refuse
+from ppp.engines.vllm_colocate import ColocateOptions
 from ppp.memory.plan import MemoryPlan, plan_memory
 from ppp.memory.trace import NotTraceableError, load_config
 from ppp.memory.workload import GIB, Hardware, Sharding, Workload
@@ -148,6 +150,7 @@ def check_memory(recipe: Recipe) -> None:
     except NotTraceableError as error:
         logger.warning("%s", error)
         return
+    _check_cache(plan)
     needed = plan.at(plan.peak)
     if needed <= hardware.num_bytes:
         return
@@ -162,6 +165,23 @@ def check_memory(recipe: Recipe) -> None:
             "set check_memory false"
         )
     logger.warning("memory may be too small: %s", finding)
+
+
+def _check_cache(plan: MemoryPlan) -> None:
+    """Refuse a vLLM beside the trainer that would not start, for it has no room for one of the longest trajectories."""
+    served, workload = plan.served, plan.workload
+    if served is None or not plan.hardware.is_gpu or served.trajectories >= 1:
+        return
+    options = ColocateOptions(**workload.engine_options)
+    name = "gpu_memory_utilization" if options.kv_cache_gb is None else "kv_cache_gb"
+    finding = (
+        f"it leaves {_gib(max(0, served.cache))} for vLLM's cache beside {_gib(served.weights)} of weights, room for "
+        f"{served.trajectories:.2g} trajectories of {workload.num_tokens:,} tokens; what would make it fit: a larger "
+        "one, or a smaller max_completion_length or limits.max_prompt_tokens"
+    )
+    if served.trajectories * REFUSED_ABOVE < 1:
+        raise refuse(f"engine_options.{name}", asdict(options)[name], finding)
+    logger.warning("engine_options.%s may be too small: %s", name, finding)
 
 
 def this_hardware(recipe: Recipe) -> Hardware:
