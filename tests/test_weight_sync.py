@@ -139,6 +139,25 @@ def test_a_server_that_fails_is_left_behind_and_may_come_back(full: FullSync, mo
             assert_same(bad.weights, dict(model.named_parameters()))
 
 
+def test_a_group_that_cannot_send_any_more_does_not_end_the_gathering(
+    full: FullSync, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(tensor: torch.Tensor) -> None:
+        raise RuntimeError("unhandled system error")
+
+    with SyncServer() as good, SyncServer() as bad:
+        for server in (bad, good):
+            full.connect(server.base_url)
+        monkeypatch.setattr(full.groups[bad.base_url], "broadcast", fail)
+        assert full.publish(model, 0, [bad.base_url, good.base_url]) == {bad.base_url: "unhandled system error"}
+        assert_same(good.weights, dict(model.named_parameters()))
+
+
+def test_a_machine_that_does_not_answer_is_not_waited_for_as_long_as_weights_may_take(full: FullSync) -> None:
+    timeout = full._client.timeout
+    assert timeout.read == full.timeout_s == 600 and timeout.connect is not None and timeout.connect <= 10
+
+
 def test_a_server_that_is_gone_is_lost(full: FullSync, model: nn.Module) -> None:
     with SyncServer() as server:
         full.connect(server.base_url)

@@ -15,6 +15,8 @@ import httpx
 from ppp.engines.base import ENGINE_KIND
 from ppp.types import InfrastructureError
 
+CONNECT_TIMEOUT_S = 10.0
+
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
@@ -60,7 +62,8 @@ def read_server_info(base_url: str, timeout_s: float = 30.0, headers: Mapping[st
     """
     base_url = base_url.rstrip("/")
     try:
-        with httpx.Client(base_url=base_url, timeout=timeout_s, headers=headers, trust_env=False) as client:
+        timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
+        with httpx.Client(base_url=base_url, timeout=timeout, headers=headers, trust_env=False) as client:
             models = _json(client.get("/v1/models"))
             # `system_env`, which comes along, takes a server seconds when it is asked for the first time.
             reply = client.get("/server_info", params={"config_format": "json"})

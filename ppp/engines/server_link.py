@@ -20,6 +20,7 @@ import aiohttp
 import orjson
 
 from ppp.engines.base import ENGINE_KIND
+from ppp.engines.server_info import CONNECT_TIMEOUT_S
 from ppp.types import InfrastructureError
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,6 @@ logger = logging.getLogger(__name__)
 REFUSED_KIND = "engine_refused"
 """The server understood the request and will never serve it, unlike ENGINE_KIND: to try again is no use."""
 
-CONNECT_TIMEOUT_S = 10.0
 PROOF_TIMEOUT_S = 60.0  # the engine answers between two forward passes
 KEEPALIVE_S = 4.0  # vLLM closes idle connections after 5 s: be first, or a request meets a connection that is closing
 AGAIN = frozenset({404, 408, 429})  # beside 5xx; 404: no such adapter, as after a restart

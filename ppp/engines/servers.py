@@ -19,7 +19,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from ppp.engines.base import ENGINE_KIND, EngineSettings
-from ppp.engines.server_link import CONNECT_TIMEOUT_S, PROOF_TIMEOUT_S, PROOFS, Proof, Server
+from ppp.engines.server_info import CONNECT_TIMEOUT_S
+from ppp.engines.server_link import PROOF_TIMEOUT_S, PROOFS, Proof, Server
 from ppp.engines.weight_sync import SYNCS
 from ppp.types import InfrastructureError, RunStoppedError
 

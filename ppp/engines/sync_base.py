@@ -17,7 +17,7 @@ from torch import nn
 
 from ppp.checks import refuse, refuse_option
 from ppp.engines.base import EngineSettings
-from ppp.engines.server_info import ENGINE_KIND, ServerInfo, read_server_info
+from ppp.engines.server_info import CONNECT_TIMEOUT_S, ENGINE_KIND, ServerInfo, read_server_info
 from ppp.types import InfrastructureError
 
 _RESET_S = 10.0
@@ -49,7 +49,7 @@ class WeightSync(ABC):
         # One client, because each reads all certificates; no connection is kept, because its server may be restarted.
         self._client = httpx.Client(
             headers=self._headers,
-            timeout=self.timeout_s,
+            timeout=httpx.Timeout(self.timeout_s, connect=CONNECT_TIMEOUT_S),
             trust_env=False,
             limits=httpx.Limits(max_keepalive_connections=0),
         )
@@ -109,7 +109,7 @@ class WeightSync(ABC):
 
     def info(self, base_url: str) -> ServerInfo:
         """What the server says of itself, see `read_server_info`."""
-        return read_server_info(base_url, self.timeout_s, self._headers)
+        return read_server_info(base_url, headers=self._headers)
 
     def post(self, base_url: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         """The server's answer to a request that changes it.

@@ -158,8 +158,13 @@ class _Sending:
             return
         packed = pack(bucket, groups[0][1].device)
         told = {url: in_background(partial(self._sync.post, url, "/update_weights", body)) for url, _ in groups}
-        sent = {url: group.broadcast(packed) for url, group in groups}
-        self._wait(told, sent)
+        sent: dict[str, Broadcast] = {}
+        for url, group in groups:
+            try:
+                sent[url] = group.broadcast(packed)
+            except RuntimeError as error:  # the other processes are waiting for the gathering of the next bucket
+                self._lose(url, str(error))
+        self._wait({url: told[url] for url in sent}, sent)
 
     def finish(self) -> None:
         self._everywhere(self._finish)

@@ -22,7 +22,8 @@ from accelerate.utils import gather_object
 from ppp.checks import refuse, refuse_option, refuse_unknown
 from ppp.engines.base import ENGINE_KIND, Engine, EngineSettings, Generation, GenerationRequest
 from ppp.engines.completions import Encoder, decode
-from ppp.engines.server_link import CONNECT_TIMEOUT_S, Server
+from ppp.engines.server_info import CONNECT_TIMEOUT_S
+from ppp.engines.server_link import Server
 from ppp.engines.servers import Servers
 from ppp.engines.weight_sync import SYNCS, ServerInfo, read_server_info
 from ppp.types import InfrastructureError, RecipeError
