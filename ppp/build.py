@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 TINY_MODEL_DIR = "tiny_model"
 TRAINED = sorted(set(ENGINES) - {"scripted"})
-LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError)  # what transformers raises for a model that cannot be loaded
+# What transformers raises for a model that cannot be loaded.
+LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, TypeError)
 
 
 def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -203,8 +205,11 @@ def max_context(recipe: Recipe) -> int:
     return limits.max_prompt_tokens + limits.max_completion_tokens
 
 
-def check_engine(recipe: Recipe, codec: Codec) -> None:
+def check_engine(recipe: Recipe, codec: Codec, *, is_training: bool = False) -> None:
     """Find out, before a model is loaded, whether the recipe's engine can play it.
+
+    Args:
+        is_training: whether it has to follow a policy that changes.
 
     Raises:
         RecipeError: the engine has no model, lacks a library, or does not take these options.
@@ -215,7 +220,7 @@ def check_engine(recipe: Recipe, codec: Codec) -> None:
     engine = engine_class(config.engine)
     engine.check_options(config.engine_options)
     check_sharding(recipe, engine)
-    engine.check_run(engine_settings(recipe, codec, _no_model))
+    engine.check_run(replace(engine_settings(recipe, codec, _no_model), is_training=is_training))
 
 
 def check_sharding(recipe: Recipe, engine: type[Engine]) -> None:

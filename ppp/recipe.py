@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import types
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields
-from enum import Enum
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -24,20 +21,12 @@ from transformers import HfArgumentParser
 from ppp.checks import refuse, refuse_unknown
 from ppp.config import PPPConfig
 from ppp.recipe_config import RecipeConfig
+from ppp.recipe_types import check_type, describe_type, members, takes_mapping
 from ppp.types import RecipeError
 from ppp.warmstart_config import WarmstartConfig
 
-TYPE_WORDS: dict[Any, str] = {
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    str: "a text",
-    dict: "a mapping",
-    list: "a list",
-}
 # What a text stands for where a mapping could stand: field -> its entry; of all others it is the path.
 SHORT_FORMS = {"user": "kind", "eval_user": "kind", "judge_model": "model"}
-ITEM_WORDS: dict[Any, str] = {int: "integers", float: "numbers", str: "texts"}
 # How argparse quotes a value that it cannot read.
 _UNREADABLE = re.compile(r"invalid [^:]*: '(.*?)'|Truthy value expected: got (\S+)|('.*') is not a mapping", re.S)
 
@@ -74,7 +63,7 @@ class RecipeParser(HfArgumentParser):
         mappings = {name: hint for name, hint in field_types().items() if takes_mapping(hint)}
         for action in self._actions:
             if action.dest in mappings:
-                action.type = read_value if str in _members(mappings[action.dest]) else read_mapping
+                action.type = read_value if str in members(mappings[action.dest]) else read_mapping
             elif action.dest == "report_to":
                 action.nargs = "+"
             elif action.dest == "reward_clip":
@@ -286,77 +275,3 @@ def read_mapping(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ArgumentTypeError(f"{text!r} is not a mapping such as '{{name: value}}'")
     return value
-
-
-def check_type(name: str, value: Any, hint: Any) -> Any:
-    """Return `value` if it fits the type of its field; YAML gives floats for integers and any text for a choice.
-
-    Raises:
-        RecipeError: it does not fit.
-    """
-    members = _members(hint)
-    if any(_fits(value, member) for member in members):
-        return value
-    if isinstance(value, str) and any(get_origin(member) is list for member in members):
-        return [value]
-    if isinstance(value, bool) and any(get_origin(m) is Literal and str(value).lower() in get_args(m) for m in members):
-        return str(value).lower()
-    if name == "resume_from_checkpoint" and isinstance(value, bool):
-        return str(value).lower()
-    if value is False and any(
-        isinstance(m, type) and issubclass(m, Enum) and "no" in [c.value for c in m] for m in members
-    ):
-        return "no"  # as YAML reads it without quotes
-    if isinstance(value, str) and float in members:
-        with suppress(ValueError):
-            return float(value)  # YAML takes 1e-3 for a text
-    raise refuse(name, value, f"expected {describe_type(hint)}")
-
-
-def takes_mapping(hint: Any) -> bool:
-    """Whether a field of this type may hold a mapping, and so have entries of its own on the command line."""
-    return any(get_origin(member) is dict for member in _members(hint))
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    """The types of which a value may have one."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
-    if hint is None or hint is type(None):
-        return value is None
-    if origin is Literal:
-        return any(value == choice and type(value) is type(choice) for choice in arguments)
-    if origin is dict or hint is dict:
-        return isinstance(value, dict)
-    if origin is list or hint is list:
-        return isinstance(value, list) and (not arguments or all(_fits(item, arguments[0]) for item in value))
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return isinstance(value, hint) or value in [choice.value for choice in hint]
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint) if isinstance(hint, type) else True
-
-
-def describe_type(hint: Any) -> str:
-    """What a field accepts, in words."""
-    words = []
-    for member in _members(hint):
-        if get_origin(member) is Literal:
-            words.append("one of " + ", ".join(str(choice) for choice in get_args(member)))
-        elif isinstance(member, type) and issubclass(member, Enum):
-            words.append("one of " + ", ".join(str(choice.value) for choice in member))
-        elif member is type(None):
-            words.append("none")
-        elif get_origin(member) is list and get_args(member)[0] in ITEM_WORDS:
-            words.append(f"a list of {ITEM_WORDS[get_args(member)[0]]}")
-        else:
-            origin = get_origin(member) or member
-            words.append(TYPE_WORDS.get(origin, str(origin)))
-    return " or ".join(dict.fromkeys(words))

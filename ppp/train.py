@@ -124,7 +124,7 @@ def check_run(recipe: Recipe) -> Checked:
     train_dataset = load_sessions(recipe, codec, "train_tasks", config.preferences)
     eval_dataset = load_sessions(recipe, codec, "eval_tasks", config.eval_preferences) if config.eval_tasks else None
     check_steps(recipe, len(train_dataset), eval_dataset is not None)
-    check_engine(recipe, codec)
+    check_engine(recipe, codec, is_training=True)
     check_adapters(recipe)
     check_memory(recipe)
     facts = run_facts(args, train_dataset["task"])

@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_check.sh"
 def check(folder: Path, *options: str) -> tuple[int, dict[str, Any], str]:
     command = [str(SCRIPT), "--device", "cpu", "--scale", "tiny", "--output_dir", str(folder), *options]
     environment = {**os.environ, "PPP_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     path = folder / "gpu_check.json"
     return run.returncode, json.loads(path.read_text()) if path.is_file() else {}, run.stdout + run.stderr
 

@@ -63,6 +63,7 @@ def recipe_of(folder: Path, server: ChatServer, **changes: Any) -> list[str]:
         "max_completion_length": 400,
         "limits": {"max_prompt_tokens": 2000, "max_turns": 4},
         "reward_clip": None,
+        "max_logprob_difference": 100.0,  # the engine is a script, which has no probabilities
         "deterministic": True,
         "use_cpu": True,
         "gradient_checkpointing": False,

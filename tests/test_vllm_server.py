@@ -448,6 +448,7 @@ def test_options_that_can_be_used_pass(options: dict[str, Any]) -> None:
         ({"temperature": 2.5}, ["temperature", "2.5", "2"]),
         ({"options": {"api_key_env": "PPP_NO_SUCH_KEY"}}, ["engine_options.api_key_env", "PPP_NO_SUCH_KEY"]),
         ({"options": {"sync_options": {"bucket": 1}}}, ["sync_options", "bucket"]),
+        ({"is_training": True, "options": {"sync": "none"}}, ["engine_options.sync: 'none'", "full or adapter"]),
     ],
 )
 def test_a_run_that_the_server_cannot_serve_is_refused(stub: VLLMStub, changes: Any, said: list[str]) -> None:

@@ -64,7 +64,7 @@ def _check_engine(patient: Patient) -> tuple[str, bool]:
     except RecipeError:
         return f"engine: {recipe.config.engine} (not asked, as there is no tokenizer)", False
     try:
-        check_engine(recipe, codec)
+        check_engine(recipe, codec, is_training=True)
     except (RecipeError, InfrastructureError) as error:
         return one_line(str(error), 500), True
     return f"engine: {recipe.config.engine} is ready", False

@@ -65,6 +65,7 @@ class EngineSettings:
         deterministic: two runs must agree bit for bit.
         output_dir: the run's folder.
         options: `engine_options` of the recipe.
+        is_training: whether the policy changes between phases; False for an evaluation.
     """
 
     model_provider: Callable[[], PreTrainedModel]
@@ -80,6 +81,7 @@ class EngineSettings:
     deterministic: bool
     output_dir: Path
     options: Mapping[str, Any] = field(default_factory=dict)
+    is_training: bool = False
 
 
 class Engine(ABC):

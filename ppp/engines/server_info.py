@@ -74,7 +74,7 @@ def read_server_info(base_url: str, timeout_s: float = 30.0, headers: Mapping[st
         raise InfrastructureError(
             f"the server at {base_url} does not answer: {type(error).__name__} {error}", kind=ENGINE_KIND
         ) from error
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise InfrastructureError(
             f"the server at {base_url} does not answer as vLLM does: {error!r}", kind=ENGINE_KIND
         ) from error

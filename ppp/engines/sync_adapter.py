@@ -27,7 +27,7 @@ from ppp.engines.base import EngineSettings
 from ppp.engines.server_info import ServerInfo
 from ppp.engines.sync_base import WeightSync, check_dev_routes, check_seconds
 from ppp.engines.trained_weights import PEFT_PREFIX, adapter_weights, base_model, checkpoint_weights
-from ppp.types import InfrastructureError
+from ppp.types import DiskError, InfrastructureError
 
 _BUCKET_BYTES = 2**28
 _NUM_KEPT = 2  # the adapter in use and the one before
@@ -110,7 +110,7 @@ class AdapterSync(WeightSync):
         adapter = model.active_adapter
         config = model.peft_config[adapter]
         check_config(config)
-        is_main = PartialState().is_main_process
+        is_main, problem = PartialState().is_main_process, None
         gathered: dict[str, torch.Tensor] = {}
         for bucket in adapter_weights(model, adapter, _BUCKET_BYTES):
             if is_main:
@@ -121,7 +121,14 @@ class AdapterSync(WeightSync):
                 model, state_dict=gathered, adapter_name=adapter, save_embedding_layers=False
             )
             self.bytes_sent = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-            _write_adapter(self._folder / name, _named_as_in_checkpoint(model, tensors), config)
+            try:
+                _write_adapter(self._folder / name, _named_as_in_checkpoint(model, tensors), config)
+            except OSError as error:
+                problem = f"engine_options.sync_options.adapter_dir: {self._folder} takes no adapter ({error.strerror})"
+        # Only this process writes, and all of them have to stop.
+        problem = broadcast_object_list([problem])[0] if PartialState().num_processes > 1 else problem
+        if problem is not None:
+            raise DiskError(problem)
         self._names.append(name)
         self._step = step
 

@@ -134,11 +134,19 @@ class WeightSync(ABC):
             InfrastructureError: it does not, because it still works on something.
         """
         deadline = time.monotonic() + _RESET_S
-        while not self.post(base_url, "/reset_prefix_cache").json()["success"]:
+        while not self._was_reset(self.post(base_url, "/reset_prefix_cache")):
             # A request that was cancelled a moment ago holds on to its pages until the next step of the engine.
             if time.monotonic() > deadline:
                 raise InfrastructureError(f"{base_url}: its prefix cache is in use", kind=ENGINE_KIND)
             time.sleep(0.05)
+
+    @staticmethod
+    def _was_reset(reply: httpx.Response) -> bool:
+        try:
+            return bool(reply.json()["success"])
+        except (ValueError, LookupError, TypeError) as error:
+            reason = f"{reply.request.url}: answered what vLLM does not: {error!r}"
+            raise InfrastructureError(reason, kind=ENGINE_KIND) from error
 
     def disconnect(self, base_url: str) -> None:
         """Forget a server that was lost. Main process only; never fails."""

@@ -7,11 +7,13 @@ sent by `server_link.py`; `servers.py` keeps the weights current.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -27,6 +29,8 @@ from ppp.engines.server_link import Server
 from ppp.engines.servers import Servers
 from ppp.engines.weight_sync import SYNCS, ServerInfo, read_server_info
 from ppp.types import InfrastructureError, RecipeError
+
+logger = logging.getLogger(__name__)
 
 NUM_ATTEMPTS = 2  # for one turn; the second on another server where there is one
 _MAX_TEMPERATURE = 2.0  # vLLM takes no more
@@ -141,6 +145,8 @@ class VLLMServerEngine(Engine):
         options = VLLMServerOptions(**settings.options)
         way = options.way(settings)
         SYNCS[way].check_options(options.sync_options)
+        if settings.is_training and way == "none":
+            raise refuse("engine_options.sync", way, "full or adapter; servers that never change are for an evaluation")
         if settings.deterministic:
             raise refuse("deterministic", True, "a server's batches depend on timing: set it to false, or engine")
         if settings.temperature > _MAX_TEMPERATURE:
@@ -157,6 +163,13 @@ class VLLMServerEngine(Engine):
                 raise refuse("engine_options.base_urls", url, f"a vLLM server that answers ({error})") from error
             _check_server(settings, info)
             SYNCS[way].check_server(settings, info)
+            if way != "full" and Path(info.model_path).name != Path(settings.model_name).name:
+                logger.warning(
+                    "%s serves %s, and the recipe's model is %s: the rollouts will be the server's",
+                    url,
+                    info.model_path,
+                    settings.model_name,
+                )
 
     @classmethod
     def build(cls, settings: EngineSettings) -> VLLMServerEngine:
