@@ -22,13 +22,14 @@ import yaml
 from chat_server import ChatServer
 
 from ppp import warmstart
-from ppp.doctor import CHECKS, command, examination, probe
+from ppp.doctor import CHECKS, command, examination, machine, probe
 from ppp.doctor.command import main, parse_arguments
 from ppp.doctor.patient import Patient, stand_in
 from ppp.doctor.results import Status, failed, ok, verdict, warning
 from ppp.doctor.text import Palette, harmless
 from ppp.doctor.transcript import transcript
 from ppp.environments import ENVIRONMENTS
+from ppp.memory.trace import NotTraceableError
 from ppp.recipe import read_recipe
 from ppp.types import Answer, Effort, StopReason, Task, ToolCall, Trajectory, Turn
 
@@ -468,6 +469,19 @@ def test_what_shows_when_the_model_runs_is_named_and_the_rest_is_still_looked_at
     assert remedy in found.checks[name]["remedy"], found.said(name)
     assert skipped <= {check for check, status in found.statuses().items() if status == "skipped"}
     assert found.statuses()["disk"] == "ok"
+
+
+def test_a_model_whose_memory_cannot_be_planned_is_tried_all_the_same(
+    values: dict[str, Any], ask: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give_up(*arguments: Any) -> None:
+        raise NotTraceableError("the model's code looks at values")
+
+    monkeypatch.setattr(machine, "plan_memory", give_up)
+    found = ask(values)
+    assert found.status == 0
+    assert found.statuses()["memory"] == "warning" and "looks at values" in found.said("memory")
+    assert found.statuses()["trajectories"] in ("ok", "warning") and found.statuses()["backward"] == "ok"
 
 
 def test_a_check_that_breaks_fails_and_the_others_go_on(

@@ -19,7 +19,7 @@ from ppp.doctor.text import one_line
 from ppp.memory.advice import advise, this_hardware
 from ppp.memory.advice import check_memory as refuse_what_cannot_fit
 from ppp.memory.plan import MemoryPlan, plan_memory
-from ppp.memory.trace import load_config
+from ppp.memory.trace import NotTraceableError, load_config
 from ppp.memory.workload import GIB, Workload
 from ppp.recipe import Recipe
 from ppp.resume import check_recipe, checkpoint_to_resume
@@ -48,6 +48,9 @@ def check_memory(patient: Patient) -> Result:
         plan = patient.plan = plan_for(patient.recipe)
     except RecipeError as error:
         return failed(f"{one_line(str(error), 500)}; {found}", "name a model that is there", details)
+    except NotTraceableError as error:
+        remedy = "watch the memory of the first steps, or begin with a smaller max_completion_length"
+        return warning(f"its memory cannot be planned: {one_line(str(error), 300)}; {found}", remedy, details)
     try:
         refuse_what_cannot_fit(patient.recipe)
     except RecipeError as error:

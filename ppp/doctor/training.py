@@ -66,14 +66,16 @@ def check_trajectories(patient: Patient) -> Result:
 
 
 def _described(patient: Patient, probe: Probe) -> str:
-    assert patient.plan is not None, "the check of memory comes first"
-    counts, played = patient.plan.counts, probe.trajectories
-    trained = f"{counts.adapters:,} in adapters, which are trained" if counts.adapters else "all of them trained"
+    played, weights = probe.trajectories, "the model was"
+    if patient.plan is not None:
+        counts = patient.plan.counts
+        trained = f"{counts.adapters:,} in adapters, which are trained" if counts.adapters else "all of them trained"
+        weights = f"{counts.total + counts.adapters:,} weights, {trained},"
     num_tokens = sum(sum(trajectory.env_mask) for trajectory in played)
     reasons = Counter(trajectory.stop_reason.value for trajectory in played if trajectory.stop_reason is not None)
     ends = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
     return (
-        f"{counts.total + counts.adapters:,} weights, {trained}, loaded in {probe.seconds['load']:.1f} s; "
+        f"{weights} loaded in {probe.seconds['load']:.1f} s; "
         f"{len(played)} sessions in {probe.seconds['rollout']:.1f} s ({ends}), {num_tokens} tokens by the policy"
     )
 
