@@ -26,7 +26,7 @@ from ppp.engines.sync_adapter import check_config
 from ppp.engines.trained_weights import model_weights
 from ppp.engines.weight_sync import SYNCS, AdapterSync, FullSync
 from ppp.tiny_model import byte_tokenizer, tiny_model
-from ppp.types import InfrastructureError, RecipeError
+from ppp.types import DiskError, InfrastructureError, RecipeError
 
 ROOT = Path(__file__).parents[1]
 GLOO = {"backend": "gloo"}
@@ -203,6 +203,27 @@ def test_an_adapter_is_published_under_a_name_per_step(server: SyncServer, tmp_p
     # The one in use and the one before, there and on disk.
     assert list(server.adapters) == names[-2:]
     assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == sorted(names[-2:])
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_adapters_of_a_killed_run_are_removed_from_its_own_folder_alone(
+    server: SyncServer, tmp_path: Path, is_named: bool
+) -> None:
+    folder = tmp_path / "adapters"
+    (folder / "ppp-0badcafe-7").mkdir(parents=True)
+    sync = AdapterSync(sync_train.settings(tmp_path), {"adapter_dir": str(folder)} if is_named else {})
+    sync.connect(server.base_url)
+    sync.publish(sync_train.build_model(), 0, [server.base_url])
+    left = ["ppp-0badcafe-7"] if is_named else []
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*left, str(sync.model_name())])
+
+
+def test_a_folder_that_takes_no_adapter_ends_the_run_in_a_sentence(server: SyncServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    sync = AdapterSync(sync_train.settings(tmp_path), {"adapter_dir": str(tmp_path / "file")})
+    sync.connect(server.base_url)
+    with pytest.raises(DiskError, match=r"adapter_dir: .*file takes no adapter"):
+        sync.publish(sync_train.build_model(), 0, [server.base_url])
 
 
 def mixture() -> nn.Module:

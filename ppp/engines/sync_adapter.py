@@ -43,6 +43,7 @@ class AdapterSync(WeightSync):
     def __init__(self, settings: EngineSettings, options: Mapping[str, Any]) -> None:
         super().__init__(settings, options)
         folder = self.options["adapter_dir"]
+        self._is_ours = folder is None  # a folder that was named may be shared with other runs
         self._folder = Path(settings.output_dir / "adapters" if folder is None else folder).absolute()
         self._run: str | None = None
         self._step: int | None = None
@@ -121,6 +122,9 @@ class AdapterSync(WeightSync):
                 model, state_dict=gathered, adapter_name=adapter, save_embedding_layers=False
             )
             self.bytes_sent = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+            if self._is_ours and not self._names:
+                for left in self._folder.glob("ppp-*"):  # by a run that was killed
+                    shutil.rmtree(left, ignore_errors=True)
             try:
                 _write_adapter(self._folder / name, _named_as_in_checkpoint(model, tensors), config)
             except OSError as error:
