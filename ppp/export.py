@@ -21,7 +21,7 @@ import yaml
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from ppp.checkpoints import find_checkpoints, is_complete
+from ppp.checkpoints import STATE_FILE, find_checkpoints, is_complete
 from ppp.checks import refuse
 from ppp.model_card import CARD_FILE, model_card
 from ppp.recipe import Recipe
@@ -107,12 +107,18 @@ def find_model(source: Path) -> Path:
     Raises:
         RecipeError: there is none.
     """
-    if (source / CONFIG_FILE).is_file() or (source / ADAPTER_FILE).is_file():
-        return source
     found = find_checkpoints(source)
+    model_file = next((path for name in (CONFIG_FILE, ADAPTER_FILE) if (path := source / name).is_file()), None)
+    # A finished run that was resumed and then stopped has a newer checkpoint beside its model.
+    if model_file is not None and not (found and _written_s(found[-1] / STATE_FILE) > _written_s(model_file)):
+        return source
     if not found:
         raise refuse("source", str(source), "a checkpoint, or the folder of a run that has one")
     return found[-1]
+
+
+def _written_s(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 def has_weights(folder: Path) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,20 @@ def test_of_a_run_that_was_stopped_the_newest_checkpoint_is_exported(
     for name in ("checkpoint-1", "checkpoint-2", "metrics.jsonl", "recipe.yaml", "versions.json"):
         (stopped / name).symlink_to(adapter_run / name)
     assert main(["export", str(stopped), str(tmp_path / "out")]) == 0
+    assert "checkpoint-2" in capsys.readouterr().out
+
+
+def test_of_a_finished_run_the_model_is_exported_unless_a_checkpoint_is_newer(
+    adapter_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(adapter_run, run)
+    assert main(["export", str(run), str(tmp_path / "final")]) == 0
+    assert "checkpoint" not in capsys.readouterr().out
+    state = run / "checkpoint-2" / "trainer_state.json"
+    later = (run / "adapter_config.json").stat().st_mtime + 60
+    os.utime(state, (later, later))
+    assert main(["export", str(run), str(tmp_path / "newer")]) == 0
     assert "checkpoint-2" in capsys.readouterr().out
 
 
