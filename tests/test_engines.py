@@ -115,7 +115,7 @@ def settings(options: Mapping[str, Any], **changed: Any) -> EngineSettings:
     return EngineSettings(no_model, **{**usual, **changed}, options=options)
 
 
-@pytest.mark.skipif(vllm_colocate.has_vllm(), reason="vLLM is installed")
+@pytest.mark.skipif(vllm_colocate.has_vllm(), reason="vLLM is installed here, so nothing says that it is missing")
 def test_missing_vllm_is_named_with_the_way_to_get_it() -> None:
     with pytest.raises(RecipeError, match=r"engine: 'vllm_colocate' needs vLLM; install it with .*ppp\[vllm\]"):
         VLLMColocateEngine.check_run(settings({}))

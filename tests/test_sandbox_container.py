@@ -14,19 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import docker
 import pytest
 
 from ppp.environments.sandbox import CommandResult, SandboxLimits, check_sandbox
-from ppp.types import InfrastructureError, RecipeError
-
-docker = pytest.importorskip("docker", reason="the extra 'swe' is not installed")
-
-from ppp.environments.sandbox_container import (  # noqa: E402
+from ppp.environments.sandbox_container import (
     OWNER_LABEL,
     ContainerSandbox,
     _owner,
     remove_abandoned,
 )
+from ppp.types import InfrastructureError, RecipeError
 
 IMAGE = "ppp-sandbox-test:latest"
 PROGRAMS = (

@@ -10,82 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from engine_contract import assert_agrees, forward_logprobs, play, play_all, prompt, request, tokens
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3ForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from ppp.codec import Codec
-from ppp.engines.base import Engine, Generation, GenerationRequest
+from ppp.engines.base import Engine, Generation
 from ppp.engines.transformers import TransformersEngine
-from ppp.types import InfrastructureError, RecipeError, Task
-
-TASK = Task("t", "town", "prompt", "prompt", "no_preference", {})
-VOCABULARY = 256
-
-
-def request(prompt_ids: Sequence[int], max_tokens: int = 8, *, key: int = 1, position: int = 0) -> GenerationRequest:
-    return GenerationRequest(list(prompt_ids), max_tokens, key, position, TASK, [], f"{key:06d}-{position:06d}")
-
-
-def prompt(number: int, length: int = 20) -> list[int]:
-    """Prompts of four kinds; those of one kind share a prefix of 17 tokens, one page of the cache."""
-    rng = random.Random(number % 4)
-    shared = [rng.randrange(VOCABULARY) for _ in range(17)]
-    return shared + [(number * 7 + index) % VOCABULARY for index in range(length - 17)]
-
-
-async def play(
-    engine: Engine, number: int, num_turns: int = 3, pause: Callable[[], int] = lambda: 0
-) -> list[Generation]:
-    """One trajectory: turns of random tokens, each followed by an "observation" of five."""
-    context, position, generations = prompt(number), 0, []
-    for turn in range(num_turns):
-        for _ in range(pause()):
-            await asyncio.sleep(0)
-        generation = await engine.generate(request(context, 6 + (number + turn) % 3, key=number, position=position))
-        generations.append(generation)
-        appended = [*generation.token_ids, *(range(number % 50, number % 50 + 5))]
-        context, position = context + appended, position + len(appended)
-    return generations
-
-
-async def play_all(engine: Engine, numbers: Sequence[int], **options: Any) -> dict[int, list[Generation]]:
-    """Trajectories at the same time; the engine is told how many are left."""
-    num_live = len(numbers)
-    engine.set_live(num_live)
-
-    async def one(number: int) -> list[Generation]:
-        nonlocal num_live
-        generations = await play(engine, number, **options)
-        num_live -= 1
-        engine.set_live(num_live)
-        return generations
-
-    return dict(zip(numbers, await asyncio.gather(*map(one, numbers)), strict=True))
-
-
-def tokens(results: dict[int, list[Generation]]) -> dict[int, list[list[int]]]:
-    return {number: [turn.token_ids for turn in turns] for number, turns in sorted(results.items())}
-
-
-def forward_logprobs(
-    model: Qwen3ForCausalLM, context: Sequence[int], token_ids: Sequence[int], temperature: float
-) -> torch.Tensor:
-    """Log-probabilities of `token_ids` after `context` by one plain forward pass; shape [len(token_ids)]."""
-    ids = torch.tensor([[*context, *token_ids]])
-    with torch.no_grad():
-        logits = model(ids).logits[0, len(context) - 1 : -1].float() / temperature
-    return logits.log_softmax(-1).gather(-1, ids[0, len(context) :, None]).squeeze(-1)
-
-
-def assert_agrees(model: Qwen3ForCausalLM, results: dict[int, list[Generation]], temperature: float = 1.0) -> None:
-    for number, generations in results.items():
-        context = prompt(number)
-        for generation in generations:
-            expected = forward_logprobs(model, context, generation.token_ids, temperature)
-            torch.testing.assert_close(torch.tensor(generation.logprobs), expected, atol=1e-4, rtol=0)
-            context += [*generation.token_ids, *(range(number % 50, number % 50 + 5))]
-
+from ppp.types import InfrastructureError, RecipeError
 
 MakeEngine = Callable[..., TransformersEngine]
 
@@ -161,7 +94,7 @@ def test_tokens_do_not_depend_on_company_or_order(make_engine: MakeEngine) -> No
     rng = random.Random(0)
     with engine.phase(0):
         together = asyncio.run(play_all(engine, range(12)))
-        backwards = asyncio.run(play_all(engine, range(11, -1, -1), pause=lambda: rng.randrange(5)))
+        backwards = asyncio.run(play_all(engine, range(11, -1, -1), pause=lambda: rng.random() / 100))
         alone = {number: asyncio.run(play(engine, number)) for number in range(12)}
     assert tokens(together) == tokens(backwards) == tokens(alone)
     assert len({str(turns) for turns in tokens(together).values()}) == 12
@@ -327,7 +260,7 @@ def batches(model: Qwen3ForCausalLM, engine: TransformersEngine, numbers: Sequen
         lambda _, __, kwargs: seen.append(kwargs["input_ids"][0].tolist()), with_kwargs=True
     )
     with engine.phase(0):
-        asyncio.run(play_all(engine, numbers, pause=lambda: rng.randrange(20)))
+        asyncio.run(play_all(engine, numbers, pause=lambda: rng.random() / 50))
     hook.remove()
     return seen
 

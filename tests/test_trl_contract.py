@@ -17,9 +17,12 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.integrations import deepspeed
 from trl import GRPOConfig, GRPOTrainer
+from trl.kernels import chunked_logprob
 from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
+from trl.trainer import utils as trl_utils
 from trl.trainer.utils import RepeatSampler
 
+from ppp.memory import plan
 from ppp.whole_models import whole_models
 
 SIGNATURES = {
@@ -236,3 +239,10 @@ def test_zero_3_is_decided_by_a_global_of_transformers() -> None:
         assert deepspeed.is_deepspeed_zero3_enabled()
     finally:
         deepspeed.unset_hf_deepspeed_config()
+
+
+def test_the_memory_plan_knows_the_tiles_of_the_fused_head() -> None:
+    assert (plan.TOKEN_CHUNK_SIZE, plan.VOCAB_CHUNK_SIZE) == (
+        chunked_logprob.TOKEN_CHUNK_SIZE,
+        trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE,
+    )

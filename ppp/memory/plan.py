@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
-from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE as VOCAB_CHUNK_SIZE
 
 from ppp.memory.engines import Served, colocated, engine_items
 from ppp.memory.trace import Counts, Pass, count_weights, trace
 from ppp.memory.workload import GIB, MOMENTS, Hardware, Item, Moment, Workload
 
+# Rows and columns of a tile of logits in TRL's fused head; `tests/test_trl_contract.py` compares them with TRL's own.
+TOKEN_CHUNK_SIZE, VOCAB_CHUNK_SIZE = 4096, 32768
 # The driver's context, the workspaces of cuBLAS, the buffers of NCCL.
 CONTEXT_BYTES = int(1.5 * GIB)
 # Of what comes and goes within a step, what the allocator cannot use again because it is in pieces.

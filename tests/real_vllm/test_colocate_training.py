@@ -19,8 +19,6 @@ import pytest
 import toy
 import yaml
 
-pytest.importorskip("vllm")
-
 from ppp.tiny_model import random_qwen3
 
 ROOT = Path(__file__).parents[2]
