@@ -159,8 +159,10 @@ class Playing:
                 f"engine: {len(ids)} tokens with {len(logprobs)} log-probabilities for a limit of {request.max_tokens}"
             )
         self._append(ids)
-        parsed = self.pool.codec.parse(ids, self.tools.specs)
-        return Turn(ids, logprobs, parsed.message, call=parsed.call, truncated=not parsed.closed), parsed.error
+        parsed = generation.parsed or self.pool.codec.parse(ids, self.tools.specs)
+        turn = Turn(ids, logprobs, parsed.message, call=parsed.call, truncated=not parsed.closed)
+        turn.num_tokens = generation.num_tokens
+        return turn, parsed.error
 
     async def _react(self, turn: Turn, problem: str | None, environment: Environment) -> Observation | None:
         """Carry out the turn's call and return what comes back; None when the policy has finished."""

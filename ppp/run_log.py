@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppp.rewards import session_metrics
+from ppp.rewards import METRIC_VERSION, session_metrics
 from ppp.types import DiskError, Trajectory, Turn
 
 METRICS_FILE = "metrics.jsonl"
@@ -94,6 +94,7 @@ def trajectory_record(
     record: dict[str, Any] = {
         "step": step,
         "mode": mode,
+        "metric_version": METRIC_VERSION,
         "row": row,
         "copy": copy,
         "task_id": task.task_id,
@@ -109,6 +110,9 @@ def trajectory_record(
         "session": None if trajectory.failed else session_metrics(trajectory),
         "num_prompt_tokens": len(trajectory.prompt_ids),
         "num_completion_tokens": sum(len(t.completion_ids) + len(t.observation_ids) for t in trajectory.turns),
+        "num_policy_tokens": sum(
+            len(t.completion_ids) if t.num_tokens is None else t.num_tokens for t in trajectory.turns
+        ),
         "timings": {name: round(seconds, 4) for name, seconds in trajectory.timings.items()},
         "turns": [turn_record(turn) for turn in trajectory.turns],
     }

@@ -209,6 +209,8 @@ class Turn:
         truncated: the turn hit its token limit before it ended.
         question: the text put to the user, if the turn asked.
         answer: the user's reply, if the turn asked.
+        num_tokens: tokens that the turn took as its maker counts them, where `completion_ids` are not its own (an agent
+            behind an endpoint); None: as many as there are ids.
     """
 
     completion_ids: list[int]
@@ -221,6 +223,7 @@ class Turn:
     truncated: bool = False
     question: str | None = None
     answer: Answer | None = None
+    num_tokens: int | None = None
 
 
 @dataclass(slots=True)

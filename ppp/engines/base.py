@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedModel
 
+from ppp.codec import ParsedTurn
 from ppp.types import RecipeError, Task, Turn
 
 ENGINE_KIND = "engine"
@@ -42,11 +43,20 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The tokens of one turn, their log-probabilities, and whether it ended ("stop") or was cut off ("length")."""
+    """One turn as it was generated.
+
+    Attributes:
+        token_ids, logprobs: its tokens and their log-probabilities; same length, at least one.
+        finish_reason: whether it ended ("stop") or was cut off ("length").
+        parsed: the turn as an agent that speaks messages means it (`ppp/agents/`); None: it is read off the tokens.
+        num_tokens: see `Turn`.
+    """
 
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: Literal["stop", "length"]
+    parsed: ParsedTurn | None = None
+    num_tokens: int | None = None
 
 
 @dataclass(frozen=True)
