@@ -7,8 +7,9 @@ Source: PPP section 2.2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import overload
 
 from ppp.questions import rules
 from ppp.types import Preference, RecipeError, Trajectory
@@ -259,8 +260,33 @@ _TABLE = (
 )
 
 PREFERENCES: dict[str, Preference] = {preference.name: preference for preference in _TABLE}
-SEEN: tuple[str, ...] = tuple(name for name, preference in PREFERENCES.items() if preference.split == "seen")
-UNSEEN: tuple[str, ...] = tuple(name for name, preference in PREFERENCES.items() if preference.split == "unseen")
+
+
+class Split(Sequence[str]):
+    """The names of one split in the order of the table, as it stands when it is looked at: it may get entries later."""
+
+    def __init__(self, split: str) -> None:
+        self.split = split
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name, preference in PREFERENCES.items() if preference.split == self.split)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        return self.names[index]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+SEEN, UNSEEN = Split("seen"), Split("unseen")
+PENALIZED: tuple[str, ...] = tuple(
+    name for name, preference in PREFERENCES.items() if preference.penalty is not no_penalty
+)
 
 
 def check_preference(name: str) -> Preference:

@@ -28,6 +28,10 @@ RESEARCH_LEVELS = {Effort.LOW: 1, Effort.MEDIUM: 2, Effort.HIGH: 3}
 RESEARCH_COSTS = {1: 0.0, 2: 0.05, 3: 0.9}
 SILENCE_COST = 0.1
 
+# What `session_ratios` knows of a session: shares, told in percent, and questions by what the answers took.
+SHARES = ("productivity", "proactivity", "personalization", "ask_ratio", "ask_ratio_willing")
+RATIOS = (*SHARES, *(f"effort/{effort.label}" for effort in Effort))
+
 
 @dataclass(frozen=True)
 class RewardSettings:
@@ -197,31 +201,51 @@ def summarize(trajectories: Iterable[Trajectory], personalization: str = "paper"
     require_variant("personalization", personalization)
     played = list(trajectories)
     whole = [trajectory for trajectory in played if not trajectory.failed]
-    sessions = [(trajectory.task.preference, session_metrics(trajectory)) for trajectory in whole]
-    asked = [(preference, session) for preference, session in sessions if session["num_questions"]]
-    judged = [session["follows_preference"] for _, session in asked]
-    if personalization == "released":
-        judged += [False for _, s in sessions if not s["num_questions"] and not s["follows_preference"]]
+    parts = [session_ratios(t.task.preference, session_metrics(t), personalization) for t in whole]
+    sums = {name: _total([part[name] for part in parts]) for name in RATIOS}
     return {
-        "productivity": percent(session["productivity"] for _, session in sessions),
-        "proactivity": percent(session["session_effort"] == Effort.LOW.label for _, session in sessions),
-        "personalization": percent(judged),
-        "ask_ratio": percent(session["num_questions"] > 0 for _, session in sessions),
-        "ask_ratio_willing": percent(s["num_questions"] > 0 for preference, s in sessions if preference != "no_ask"),
-        "num_sessions": len(sessions),
+        **{name: in_percent(*sums[name]) for name in SHARES},
+        "num_sessions": len(whole),
         "num_failed": len(played) - len(whole),
-        "effort": {effort.label: mean(s["effort"][effort.label] for _, s in sessions) for effort in Effort},
+        "effort": {effort.label: in_units(*sums[f"effort/{effort.label}"]) for effort in Effort},
         "metric_version": METRIC_VERSION,
     }
 
 
-def mean(values: Iterable[float]) -> float | None:
-    """Mean with four decimals; None of no values."""
-    collected = list(values)
-    return round(sum(collected) / len(collected), 4) if collected else None
+def session_ratios(preference: str, session: Mapping[str, Any], personalization: str) -> dict[str, tuple[float, float]]:
+    """What one session adds to each metric of a set, which is the sum of the first numbers over that of the second.
+
+    Args:
+        preference: of the session's user.
+        session: what `session_metrics` tells of it.
+        personalization: the variant of the metric, see `summarize`.
+
+    Returns:
+        name in `RATIOS` -> (numerator, denominator).
+    """
+    asked, follows = session["num_questions"] > 0, session["follows_preference"]
+    judged = asked or (personalization == "released" and not follows)
+    willing = preference != "no_ask"
+    return {
+        "productivity": (session["productivity"], 1),
+        "proactivity": (session["session_effort"] == Effort.LOW.label, 1),
+        "personalization": (judged and follows, judged),
+        "ask_ratio": (asked, 1),
+        "ask_ratio_willing": (willing and asked, willing),
+        **{f"effort/{effort.label}": (session["effort"][effort.label], 1) for effort in Effort},
+    }
 
 
-def percent(values: Iterable[float]) -> float | None:
-    """Mean of values in [0, 1] as a percentage with two decimals; None of no values."""
-    collected = list(values)
-    return round(100 * sum(collected) / len(collected), 2) if collected else None
+def _total(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    numerators, denominators = zip((0.0, 0.0), *pairs, strict=True)
+    return sum(numerators), sum(denominators)
+
+
+def in_units(numerator: float, denominator: float) -> float | None:
+    """A metric that is a mean, with four decimals; None of no values."""
+    return round(float(numerator / denominator), 4) if denominator else None
+
+
+def in_percent(numerator: float, denominator: float) -> float | None:
+    """A metric that is a share, as a percentage with two decimals; None of no values."""
+    return round(float(100 * numerator / denominator), 2) if denominator else None

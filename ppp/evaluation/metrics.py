@@ -1,0 +1,174 @@
+"""The metrics of sessions as they stand in a file: of one set, and of each group and user, with intervals.
+
+The formulas of the scores are `rewards.session_ratios`, which training uses too; here is what only whole records can
+tell (when questions come, turns, tokens), and everything is put together. How intervals come about is in
+`intervals.py`; two agents on the same sessions are compared in `compare.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppp.evaluation.intervals import DEFAULT, Floats, Settings, Sums, intervals_of
+from ppp.evaluation.records import EFFORTS, GROUPS, Record, base_task, failed
+from ppp.preferences import PREFERENCES
+from ppp.rewards import RATIOS, SHARES, in_percent, in_units, require_variant, session_ratios
+
+NUM_TENTHS = 10
+
+# What records tell beyond the scores: mean per session, but question_position per question and unreadable_turns per
+# turn.
+LENGTHS = ("questions", "question_position", "turns", "policy_tokens", "completion_tokens", "unreadable_turns")
+METRICS = (*RATIOS, *LENGTHS)
+IN_PERCENT = frozenset((*SHARES, "unreadable_turns"))
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Sessions as numbers: row n is a session that did not fail, column m the metric METRICS[m].
+
+    Attributes:
+        numerators, denominators: (N, M).
+        tasks: (N,), the number of the session's task; sessions with equal numbers are about the same task.
+        users: (N,), the number of the session's preference.
+    """
+
+    numerators: Floats
+    denominators: Floats
+    tasks: NDArray[np.intp]
+    users: NDArray[np.intp]
+
+    def sums(self, equal_preferences: bool) -> Sums:
+        return Sums.of(self.numerators, self.denominators, self.tasks, self.users if equal_preferences else None)
+
+
+def question_positions(record: Record) -> list[float]:
+    """Where in the session its questions stand: 0 is the first turn, 1 would be behind the last."""
+    turns = record["turns"]
+    return [number / len(turns) for number, turn in enumerate(turns) if "answer" in turn]
+
+
+def record_ratios(record: Record, personalization: str) -> dict[str, tuple[float, float]]:
+    """What one session adds to each of METRICS, as `session_ratios` has it."""
+    positions, turns = question_positions(record), record["turns"]
+    return {
+        **session_ratios(record["preference"], record["session"], personalization),
+        "questions": (record["session"]["num_questions"], 1),
+        "question_position": (sum(positions), len(positions)),
+        "turns": (len(turns), 1),
+        "policy_tokens": (record["num_policy_tokens"], 1),
+        "completion_tokens": (record["num_completion_tokens"], 1),
+        "unreadable_turns": (sum("call" not in turn for turn in turns), len(turns)),
+    }
+
+
+def measure(records: Sequence[Record], personalization: str) -> Measures:
+    """Sessions, none of which failed, as numbers."""
+    parts = [record_ratios(record, personalization) for record in records]
+    pairs = np.array([[part[name] for name in METRICS] for part in parts], dtype=np.float64)
+    pairs = pairs.reshape(len(parts), len(METRICS), 2)
+    tasks = number_of([(record["environment"], base_task(record)) for record in records])
+    users = number_of([record["preference"] for record in records])
+    return Measures(pairs[..., 0], pairs[..., 1], tasks, users)
+
+
+def number_of(names: Sequence[object]) -> NDArray[np.intp]:
+    """Each name as a number, in the order in which they first come."""
+    numbers: dict[object, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.intp)
+
+
+def summarize_records(
+    records: Sequence[Record],
+    *,
+    personalization: str = "paper",
+    intervals: Settings | None = DEFAULT,
+    equal_preferences: bool = False,
+) -> dict[str, Any]:
+    """The metrics of a set of sessions; failed ones are left out and counted. None where no session can tell.
+
+    Source: PPP section 4.1.
+
+    Args:
+        records: checked ones, see `records.py`.
+        personalization: the variant of the metric, see `rewards.summarize`.
+        intervals: None makes none.
+        equal_preferences: each preference counts alike, however many sessions it has; otherwise each session does.
+
+    Returns:
+        The keys of `rewards.summarize` but metric_version; questions (mean per session), question_position (mean, 0 =
+        first turn), question_tenths (number of questions in each tenth of their session), turns, policy_tokens,
+        completion_tokens (means per session), unreadable_turns (percent of turns), stop_reasons, failures (both name ->
+        number), num_tasks; intervals: name in METRICS -> [low, high], or None where there is none.
+    """
+    require_variant("personalization", personalization)
+    whole = [record for record in records if not failed(record)]
+    sums = measure(whole, personalization).sums(equal_preferences)
+    values = dict(zip(METRICS, sums.value(), strict=True))
+    told = {name: _rounded(name, float(values[name])) for name in METRICS}
+    bounds = intervals_of(sums, intervals) if intervals is not None else []
+    positions = [position for record in whole for position in question_positions(record)]
+    failures = Counter(record["error_kind"] or "unknown" for record in records if failed(record))
+    return {
+        **{name: told[name] for name in SHARES},
+        "num_sessions": len(whole),
+        "num_failed": len(records) - len(whole),
+        "num_tasks": sums.num_tasks,
+        "effort": {effort: told[f"effort/{effort}"] for effort in EFFORTS},
+        **{name: told[name] for name in LENGTHS},
+        "question_tenths": np.histogram(positions, bins=NUM_TENTHS, range=(0, 1))[0].tolist(),
+        "stop_reasons": dict(Counter(record["stop_reason"] for record in whole).most_common()),
+        "failures": dict(failures.most_common()),
+        "intervals": {
+            name: None if pair is None else [_rounded(name, pair[0]), _rounded(name, pair[1])]
+            for name, pair in zip(METRICS, bounds, strict=False)
+        },
+    }
+
+
+def _rounded(name: str, value: float) -> float | None:
+    if math.isnan(value):
+        return None
+    return in_percent(value, 1) if name in IN_PERCENT else in_units(value, 1)
+
+
+def summarize_groups(
+    records: Sequence[Record], *, personalization: str = "paper", intervals: Settings | None = DEFAULT
+) -> dict[str, Any]:
+    """The metrics of each group with sessions, and under "preferences" those of each of its users.
+
+    In the groups of vague prompts each preference counts alike: the paper's table is a mean over preferences.
+    """
+    summaries: dict[str, Any] = {}
+    by_user: dict[tuple[bool, str], dict[str, Any]] = {}
+    for group, belongs in GROUPS.items():
+        chosen = [record for record in records if belongs(record)]
+        if not chosen:
+            continue
+        precise = group == "precise"
+        users = by_preference(chosen)
+        for name, theirs in users.items():
+            if (precise, name) not in by_user:  # groups overlap: nobody is summed up twice
+                by_user[precise, name] = summarize_records(theirs, personalization=personalization, intervals=intervals)
+        summaries[group] = {
+            **summarize_records(
+                chosen, personalization=personalization, intervals=intervals, equal_preferences=not precise
+            ),
+            "preferences": {name: by_user[precise, name] for name in users},
+        }
+    return summaries
+
+
+def by_preference(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Preference -> its sessions, in the order of the table of preferences, those not in it at the end."""
+    groups: dict[str, list[Record]] = {name: [] for name in PREFERENCES}
+    for record in records:
+        groups.setdefault(record["preference"], []).append(record)
+    return {name: group for name, group in groups.items() if group}
