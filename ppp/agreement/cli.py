@@ -20,7 +20,7 @@ import yaml
 from ppp.agreement.asking import CheckPlan, check_users
 from ppp.agreement.measures import LEVELS
 from ppp.checks import check_at_least, refuse
-from ppp.report import markdown_table
+from ppp.reporting.formats import markdown_table
 from ppp.types import InfrastructureError, RecipeError, RunStoppedError
 
 USAGE = "%(prog)s check [--config RECIPE] [--model MODEL] [--compare MODEL ...] [--attacks] [--user_option value ...]"
