@@ -15,6 +15,7 @@ from typing import Any, Literal
 from ppp.checks import check_at_least, option, refuse, refuse_unknown
 from ppp.engines import ENGINES
 from ppp.environments import ENVIRONMENTS, environment_class
+from ppp.extensions import import_extensions
 from ppp.preferences import PREFERENCES, SEEN, UNSEEN
 from ppp.rewards import TERMS, RewardSettings
 from ppp.session import Limits
@@ -30,13 +31,18 @@ COUNTS_FROM_ZERO = (
     "max_resamples",
 )
 MAX_RESAMPLES = 100
-PREFERENCE_GROUPS = {"seen": SEEN, "unseen": UNSEEN, "all": tuple(PREFERENCES)}
+PREFERENCE_GROUPS: dict[str, Iterable[str]] = {"seen": SEEN, "unseen": UNSEEN, "all": PREFERENCES}
 
 
 @dataclass
 class RecipeConfig:
     """What PPP adds to GRPO: who is trained, on which tasks, with which users, scored how."""
 
+    imports: list[str] = option(
+        [],
+        "Modules of your own, imported before anything is checked: they put entries into the tables of environments, "
+        "users, preferences and reward terms. See recipes/adding.md.",
+    )
     model_name_or_path: str | None = option(None, "The model to train: a local folder or a name on the Hub.")
     tiny_model: bool = option(
         False, "Train a byte-level model of two layers with random weights instead: needs no download, learns nothing."
@@ -119,6 +125,7 @@ class RecipeConfig:
     log_trajectories_every: int = option(1, "Write the trajectories of every so many steps to disk; 0: never.")
 
     def __post_init__(self) -> None:
+        import_extensions(self.imports)
         if self.tiny_model == (self.model_name_or_path is not None):
             raise refuse("model_name_or_path", self.model_name_or_path, "name a model, or set tiny_model, not both")
         for name in ("lora_r", "lora_alpha", "max_concurrency", "max_workers"):

@@ -39,8 +39,8 @@ def test_twelve_are_seen_and_eight_are_not_in_the_order_of_the_paper() -> None:
         *("no_preference", "concise_question", "detail_question", "answer_more", "only_begin", "no_ask"),
         *("do_selection", "professional", "amateur", "ask_many", "one_question", "first_try"),
     ]
-    assert UNSEEN == ("lang_ita", "lang_multi", "capital", "commas", "json", "joke", "snippet", "length")
-    assert tuple(PREFERENCES) == SEEN + UNSEEN
+    assert tuple(UNSEEN) == ("lang_ita", "lang_multi", "capital", "commas", "json", "joke", "snippet", "length")
+    assert tuple(PREFERENCES) == (*SEEN, *UNSEEN)
 
 
 @pytest.mark.parametrize("name", PREFERENCES)

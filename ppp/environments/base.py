@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -24,9 +25,10 @@ def set_f1(predicted: set[str], gold: set[str]) -> float:
 class Environment(ABC):
     """One single-use world for one trajectory, used as `async with Environment(task, options) as environment`.
 
-    Subclasses set `tools`, `system_prompt` (a file name in `ppp/prompts/`) and implement `step` and `score`. Blocking
-    work goes through `asyncio.to_thread`: the pool provides the threads. Text that tells the policy of its own mistake
-    is an `Observation(..., is_error=True)`; a failure of ours is raised as `InfrastructureError`.
+    Subclasses set `tools`, may set `system_prompt` (a file name in `ppp/prompts/`, or the `Path` of a file elsewhere)
+    and implement `step` and `score`; where the tools are Python functions, `tools.py` does half of that. Blocking work
+    goes through `asyncio.to_thread`: the pool provides the threads. Text that tells the policy of its own mistake is an
+    `Observation(..., is_error=True)`; a failure of ours is raised as `InfrastructureError`.
 
     Args:
         task: the task to be played; `task.payload` holds what the environment needs.
@@ -34,7 +36,7 @@ class Environment(ABC):
     """
 
     tools: ClassVar[tuple[ToolSpec, ...]]
-    system_prompt: ClassVar[str]
+    system_prompt: ClassVar[str | Path] = "default_system.txt"
 
     def __init__(self, task: Task, options: Mapping[str, Any] | None = None) -> None:
         self.task = task

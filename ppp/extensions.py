@@ -1,0 +1,99 @@
+"""Entries of the tables that come from outside of the package: the modules that a recipe names in `imports`.
+
+Such a module writes into a table as one of ours would, `PREFERENCES["polite"] = Preference(...)`, when it is imported.
+What can be added, with examples, is in `recipes/adding.md`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from ppp.checks import refuse
+from ppp.environments import ENVIRONMENTS
+from ppp.environments.base import Environment
+from ppp.preferences import PREFERENCES
+from ppp.rewards import TERMS
+from ppp.types import Preference, RecipeError
+from ppp.users import USERS
+from ppp.users.base import User
+
+SPLITS = ("seen", "unseen")
+
+
+def import_extensions(modules: Sequence[str]) -> None:
+    """Import the modules, which are looked for where Python looks and, last, in the working directory.
+
+    Raises:
+        RecipeError: a module that there is not, or one whose entries cannot be used. What its own code raises is
+            passed on as it is, with its traceback.
+    """
+    for name in modules:
+        before = {kind: dict(table) for kind, (table, _) in TABLES.items()}
+        _import(name)
+        for kind, (table, problem_of) in TABLES.items():
+            check_entries(name, kind, before[kind], table, problem_of)
+
+
+def _import(name: str) -> None:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise refuse("imports", name, "name a module as `import` does: my_module or my_package.my_module")
+    if os.getcwd() not in sys.path and "" not in sys.path:  # the command `ppp` does not look there, `python -m` does
+        sys.path.append(os.getcwd())
+    try:
+        import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and imports another one that is not
+        known = f"there is no such module, neither installed nor in {os.getcwd()}"
+        raise refuse("imports", name, known) from error
+
+
+def check_entries(
+    module: str,
+    kind: str,
+    before: Mapping[str, Any],
+    table: Mapping[str, Any],
+    problem_of: Callable[[str, Any], str | None],
+) -> None:
+    """Raise `RecipeError` for an entry that is no such thing, or that takes the place of another one: results under an
+    old name would mean something new."""
+    for name, entry in table.items():
+        if name not in before:
+            problem = problem_of(name, entry)
+        else:
+            problem = None if entry is before[name] else "there is one of that name already; choose another"
+        if problem is not None:
+            raise RecipeError(f"imports: {module!r} adds the {kind} {name!r}: {problem}")
+
+
+def preference_problem(name: str, entry: Any) -> str | None:
+    """What is wrong with an entry of `PREFERENCES`."""
+    if not isinstance(entry, Preference):
+        return "it must be a Preference"
+    if entry.name != name:
+        return f"its own name is {entry.name!r}; both must be the same"
+    if entry.split not in SPLITS:
+        return f"its split is {entry.split!r}; allowed: {', '.join(SPLITS)}"
+    return None
+
+
+def class_problem(base: type, entry: Any) -> str | None:
+    """What is wrong with an entry of a table of classes."""
+    if isinstance(entry, str):
+        return None if entry.count(":") == 1 else "a text must have the form 'module:Class'"
+    if not (isinstance(entry, type) and issubclass(entry, base)):
+        return f"it must be a subclass of {base.__name__}, or the text 'module:Class'"
+    return None
+
+
+# kind -> (table, what is wrong with one of its entries)
+TABLES: dict[str, tuple[Mapping[str, Any], Callable[[str, Any], str | None]]] = {
+    "environment": (ENVIRONMENTS, lambda name, entry: class_problem(Environment, entry)),
+    "user": (USERS, lambda name, entry: class_problem(User, entry)),
+    "preference": (PREFERENCES, preference_problem),
+    "reward term": (TERMS, lambda name, entry: None if callable(entry) else "it must be a function"),
+}
