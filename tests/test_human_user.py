@@ -173,7 +173,7 @@ def test_what_an_agent_writes_cannot_steer_the_terminal(desk: Desk, name: str) -
 
 def test_every_line_of_an_agent_is_marked_and_long_texts_are_cut() -> None:
     assert quoted("a\nYour answer> yes") == "  | a\n  | Your answer> yes"
-    assert len(quoted("x" * 100_000)) < MAX_SHOWN_CHARS + 100
+    assert quoted("x" * 100_000).count("x") == MAX_SHOWN_CHARS
 
 
 def test_without_a_terminal_there_is_nobody(tmp_path: Path) -> None:

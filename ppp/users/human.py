@@ -19,11 +19,11 @@ from ppp.chat.structured import structured_chat
 from ppp.checks import refuse
 from ppp.preferences import PREFERENCES
 from ppp.prompts import load_prompt
-from ppp.types import Answer, Effort, RecipeError, RunStoppedError, Turn
+from ppp.types import Answer, Effort, RecipeError, RunStoppedError, Source, Task, Turn
 from ppp.users.base import User, UserService
 from ppp.users.evidence import TASK, UNKNOWN, Evidence, Grade
 from ppp.users.judge import MAX_QUESTION_CHARS, judge_question
-from ppp.users.terminal import Terminal, quoted
+from ppp.users.terminal import LEFT, Terminal, printable
 
 EFFORTS = {
     "l": (Effort.LOW, "low: it stands in your report"),
@@ -47,8 +47,29 @@ def judge_of(options: Mapping[str, Any]) -> ChatEndpoint | None:
     return ChatEndpoint.from_options({"model": choice} if isinstance(choice, str) else choice, "user.judge_model")
 
 
+def show_report(terminal: Terminal, task: Task, sources: Sequence[Source]) -> None:
+    """Show what the user of a session knows before the first question."""
+    terminal.say(f"Your report ({printable(task.task_id)}):", "bold")
+    terminal.quote(task.precise_prompt)
+    if not task.is_precise:
+        terminal.say("The agent has read of it:", "bold")
+        terminal.quote(task.prompt)
+    for source in sources:
+        if not (source.is_gold and task.preference == "amateur"):
+            terminal.say(f"You could find out ({printable(source.name)}), at high effort:", "bold")
+            terminal.quote(source.text)
+    terminal.say(f"How you like questions: {PREFERENCES[task.preference].description}")
+
+
 class HumanService(UserService):
-    """The terminal, which all sessions share, and the judge, if there is one."""
+    """The terminal, which all sessions share, and the judge, if there is one.
+
+    Attributes:
+        shows_session: whether a question comes with everything that the person has to know; not where somebody else
+            shows the session as it goes, and there is only one at a time.
+    """
+
+    shows_session = True
 
     def __init__(self, terminal: Terminal | None = None, judge: ChatEndpoint | None = None) -> None:
         self.terminal = terminal or Terminal()
@@ -119,7 +140,7 @@ class HumanUser(User):
             follows = True
         judge = self.service.judge
         async with self.service.turn:
-            self.service.terminal.write(self._screen(question, turns))
+            self._show(question, turns)
             try:
                 text = await self._ask("Your answer> ")
                 if judge is None:
@@ -129,7 +150,7 @@ class HumanUser(User):
                     wish = f"Was it put as you like it ({self._criterion})?"
                     return Answer(text, effort, await self._choose(wish, VERDICTS), "person")
             except EOFError:
-                raise RunStoppedError("The person at the terminal has left: the input has ended.") from None
+                raise RunStoppedError(LEFT) from None
         grade = await self._grade(judge, question, text, turns)
         if follows is not None:
             return Answer(text, grade.effort, follows, grade.decided_by, grade.level)
@@ -164,19 +185,21 @@ class HumanUser(User):
     def _criterion(self) -> str:
         return PREFERENCES[self.task.preference].criterion
 
-    def _screen(self, question: str, turns: Sequence[Turn]) -> str:
-        """Everything that the person has to know, anew for each question: sessions take turns."""
-        parts = [f"\n{'-' * 80}\nYour report ({self.task.task_id}):\n{quoted(self.task.precise_prompt)}"]
-        if not self.task.is_precise:
-            parts.append(f"The agent has read of it:\n{quoted(self.task.prompt)}")
-        for source in self.sources:
-            if not (source.is_gold and self.task.preference == "amateur"):
-                parts.append(f"You could find out ({source.name}), at high effort:\n{quoted(source.text)}")
-        parts.append(f"How you like questions: {PREFERENCES[self.task.preference].description}")
-        for turn in turns:
-            if turn.answer is not None and turn.question is not None:
-                parts.append(f"The agent asked:\n{quoted(turn.question)}\nYou said:\n{quoted(turn.answer.text)}")
-        return "\n".join([*parts, f"The agent asks:\n{quoted(question)}\n"])
+    def _show(self, question: str, turns: Sequence[Turn]) -> None:
+        """Show a question, and before it what the person has to know, anew each time: sessions take turns."""
+        assert isinstance(self.service, HumanService)
+        terminal = self.service.terminal
+        if self.service.shows_session:
+            terminal.say(f"\n{'-' * terminal.width}")
+            show_report(terminal, self.task, self.sources)
+            for turn in turns:
+                if turn.answer is not None and turn.question is not None:
+                    terminal.say("The agent asked:", "bold")
+                    terminal.quote(turn.question)
+                    terminal.say("You said:", "bold")
+                    terminal.quote(turn.answer.text)
+        terminal.say("The agent asks:", "bold")
+        terminal.quote(question)
 
     async def _ask(self, prompt: str) -> str:
         """A line that is not empty."""
@@ -189,8 +212,10 @@ class HumanUser(User):
 
     async def _choose(self, prompt: str, choices: Mapping[str, tuple[Any, str]]) -> Any:
         """The value of the choice whose letter was typed; asks again until there is one."""
-        listing = "".join(f"\n  {letter} = {meaning}" for letter, (_, meaning) in choices.items())
+        assert isinstance(self.service, HumanService)
+        terminal = self.service.terminal
         while True:
-            letter = (await self._ask(f"{prompt}{listing}\n> "))[0].lower()
+            terminal.say("\n".join([prompt, *(f"  {letter} = {meaning}" for letter, (_, meaning) in choices.items())]))
+            letter = (await self._ask("> "))[0].lower()
             if letter in choices:
                 return choices[letter][0]
