@@ -31,6 +31,12 @@ class MetricsWriter(TrainerCallback):
     def __init__(self, run_log: RunLog) -> None:
         self.run_log = run_log
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.run_log.tokens is not None:
+            self.run_log.tokens.num_steps = state.max_steps
+
     def on_log(
         self,
         args: TrainingArguments,

@@ -144,7 +144,7 @@ class RolloutPhase:
 
     def files(self) -> list[Path]:
         """What this process writes on the way."""
-        files = [] if self.run_log is None else [self.run_log.metrics_path, self.run_log.trajectories_path]
+        files = [] if self.run_log is None else self.run_log.files()
         return files if self.books.path is None else [*files, self.books.path]
 
     def _run(self, jobs: Sequence[RolloutJob], step: int, mode: Mode) -> tuple[list[Trajectory], str | None]:
@@ -189,6 +189,8 @@ class RolloutPhase:
                 }
                 for job, trajectory, score in zip(jobs, played.trajectories, played.scores, strict=True)
             )
+            if self.run_log.tokens is not None and not marks:
+                self.run_log.tokens.offer(jobs, played.trajectories, step, mode)
 
     def _gather(
         self, trajectories: Sequence[Trajectory], scores: Sequence[Score]

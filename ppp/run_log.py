@@ -12,10 +12,13 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ppp.rewards import METRIC_VERSION, session_metrics
 from ppp.types import DiskError, Trajectory, Turn
+
+if TYPE_CHECKING:
+    from ppp.token_log import TrainingTokens
 
 METRICS_FILE = "metrics.jsonl"
 TRAJECTORIES_FILE = "trajectories.jsonl"
@@ -46,10 +49,12 @@ class RunLog:
     Args:
         folder: the run's output folder, which exists.
         rank: of this process; others than 0 write `trajectories.rank<k>.jsonl`.
-        step: the step from which the run goes on; lines of later ones are dropped.
+        step: the step from which the run goes on; lines of later ones are dropped. -1 where nothing is gone on with.
+        tokens: where the tokens of some sessions go; None keeps them from disk.
     """
 
-    def __init__(self, folder: Path, rank: int, step: int) -> None:
+    def __init__(self, folder: Path, rank: int, step: int, tokens: TrainingTokens | None = None) -> None:
+        self.tokens = tokens
         name = TRAJECTORIES_FILE if rank == 0 else f"trajectories.rank{rank}.jsonl"
         self.metrics_path, self.trajectories_path = folder / METRICS_FILE, folder / name
         for path in (self.metrics_path, self.trajectories_path) if rank == 0 else (self.trajectories_path,):
@@ -63,21 +68,31 @@ class RunLog:
             for key, value in metrics.items()
             if key != "step"
         }
-        self._append(self.metrics_path, [{"step": step, **finite}])
+        append_lines(self.metrics_path, [{"step": step, **finite}])
 
     def write_trajectories(self, records: Iterable[Mapping[str, Any]]) -> None:
-        self._append(self.trajectories_path, records)
+        append_lines(self.trajectories_path, records)
 
-    @staticmethod
-    def _append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-        # Opened for each step: a file handle would not survive a resume of the same object, and costs nothing here.
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        except OSError as error:
-            raise DiskError(
-                f"{path} cannot be written ({error.strerror}); make room and go on with --resume_from_checkpoint true"
-            ) from error
+    def files(self) -> list[Path]:
+        """What this process writes."""
+        files = [self.metrics_path, self.trajectories_path]
+        return files if self.tokens is None else [*files, self.tokens.path]
+
+
+def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Append one line of JSON per record.
+
+    Raises:
+        DiskError: the file could not be written.
+    """
+    # Opened each time: a file handle would not survive a resume of the same object, and costs nothing here.
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    except OSError as error:
+        raise DiskError(
+            f"{path} cannot be written ({error.strerror}); make room and go on with --resume_from_checkpoint true"
+        ) from error
 
 
 def trajectory_record(

@@ -52,6 +52,7 @@ from ppp.rollout import build_messages
 from ppp.run_folder import check_processes, prepare_output_dir, set_up_wandb
 from ppp.run_log import RunLog
 from ppp.session import Toolbox
+from ppp.token_log import TOKENS_FILE, TrainingTokens
 from ppp.trainer import PPPTrainer
 from ppp.types import InfrastructureError, RecipeError, RunStoppedError, Task
 
@@ -159,7 +160,9 @@ def run(recipe: Recipe) -> PPPTrainer:
     PartialState().wait_for_everyone()
     set_up_wandb(recipe, output_dir)
     named = None if args.resume_from_checkpoint == "true" else checkpoint  # what somebody chose is not ours to remove
-    run_log = RunLog(output_dir, args.process_index, step=step_of(checkpoint))
+    run_log = open_run_log(recipe, codec, checkpoint)
+    if checkpoint is not None:
+        args.eval_on_start = False  # the part of the run before has evaluated this checkpoint
     if config.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Nothing reads what nobody wrote, and filling it costs a third of a step.
@@ -192,6 +195,16 @@ def run(recipe: Recipe) -> PPPTrainer:
     if checked.hub is not None and args.process_index == 0:
         logger.info("the trained model is on the Hub: %s", checked.hub.push(output_dir))
     return trainer
+
+
+def open_run_log(recipe: Recipe, codec: Codec, checkpoint: Path | None) -> RunLog:
+    """The logs of this process, without the lines of steps that the run takes again."""
+    args = recipe.args
+    folder, step = Path(str(args.output_dir)), -1 if checkpoint is None else step_of(checkpoint)
+    tokens = None
+    if args.process_index == 0 and recipe.config.log_trajectories_every:
+        tokens = TrainingTokens(folder / TOKENS_FILE, codec, args.max_completion_length or 1, step)
+    return RunLog(folder, args.process_index, step, tokens)
 
 
 def open_books(recipe: Recipe) -> Bookkeeper:

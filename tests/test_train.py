@@ -110,7 +110,7 @@ def test_a_run_killed_in_the_middle_and_resumed_ends_like_one_that_was_not(
     status, output = train(TOY_TRAIN, recipe, killed, "--resume_from_checkpoint", "true")
     assert status == 0, output
 
-    for name in ("metrics.jsonl", "trajectories.jsonl"):
+    for name in ("metrics.jsonl", "trajectories.jsonl", "tokens.jsonl"):
         assert read_lines(killed / name) == read_lines(whole / name)
     expected, found = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
