@@ -262,31 +262,33 @@ _TABLE = (
 PREFERENCES: dict[str, Preference] = {preference.name: preference for preference in _TABLE}
 
 
-class Split(Sequence[str]):
-    """The names of one split in the order of the table, as it stands when it is looked at: it may get entries later."""
+class Names(Sequence[str]):
+    """The names of some preferences in the order of the table, as it stands when it is looked at: it may get entries.
 
-    def __init__(self, split: str) -> None:
-        self.split = split
+    Args:
+        belongs: which preferences.
+    """
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(name for name, preference in PREFERENCES.items() if preference.split == self.split)
+    def __init__(self, belongs: Callable[[Preference], bool]) -> None:
+        self._belongs = belongs
+
+    def _names(self) -> tuple[str, ...]:
+        return tuple(name for name, preference in PREFERENCES.items() if self._belongs(preference))
 
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
     def __getitem__(self, index: slice) -> tuple[str, ...]: ...
     def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
-        return self.names[index]
+        return self._names()[index]
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self._names())
 
 
-SEEN, UNSEEN = Split("seen"), Split("unseen")
-PENALIZED: tuple[str, ...] = tuple(
-    name for name, preference in PREFERENCES.items() if preference.penalty is not no_penalty
-)
+SEEN = Names(lambda preference: preference.split == "seen")
+UNSEEN = Names(lambda preference: preference.split == "unseen")
+PENALIZED = Names(lambda preference: preference.penalty is not no_penalty)
 
 
 def check_preference(name: str) -> Preference:
