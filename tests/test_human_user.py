@@ -11,10 +11,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pytest
 from chat_server import ChatServer
+from desk import Desk
 
 from ppp.chat.gateway import ChatEndpoint
 from ppp.codec import Codec
@@ -30,31 +31,6 @@ from ppp.users.terminal import MAX_SHOWN_CHARS, Terminal, printable, quoted
 def make_task(preference: str = "no_preference", name: str = "t") -> Task:
     row = next(town_task_rows("train", 1))
     return Task(name, "town", row["vague_prompt"], row["precise_prompt"], preference, row["payload"])
-
-
-class Desk:
-    """A pseudo-terminal: what the person types goes into `keys`, what is shown comes out of `screen`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.keys, slave = pty.openpty()
-        self.reader: TextIO = os.fdopen(slave, "r")
-        self.path = folder / "screen.txt"
-        self.writer = self.path.open("w", encoding="utf-8")
-        self.terminal = Terminal(self.reader, self.writer)
-        self.service = HumanService(self.terminal)
-
-    def type(self, *lines: str) -> None:
-        for line in lines:
-            os.write(self.keys, f"{line}\n".encode())
-
-    @property
-    def screen(self) -> str:
-        return self.path.read_text(encoding="utf-8")
-
-    def close(self) -> None:
-        os.close(self.keys)
-        self.reader.close()
-        self.writer.close()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from jsonschema.exceptions import best_match
 
 from ppp.session import Toolbox
 from ppp.types import PPPError, ToolCall, ToolSpec
-from ppp.users.terminal import Terminal, printable
+from ppp.users.terminal import Terminal, one_line
 
 BEGIN, END, BACK = "<<", ">>", "!"
 HELP = f"""\
@@ -92,8 +92,9 @@ def read_value(text: str, schema: Mapping[str, Any]) -> Any:
         if "string" in kinds or not kinds:
             return text
         raise EntryMistake(f"{text[:60]!r} is not valid JSON ({error}); expected: {describe_kind(schema)}") from None
-    # A number stays a text where only texts are meant, such as the choices "1" and "2".
-    return value if not kinds or Draft202012Validator({"type": kinds}).is_valid(value) or "string" not in kinds else text
+    if "string" in kinds and not Draft202012Validator({"type": kinds}).is_valid(value):
+        return text  # such as a list, where a text or a number is meant
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -116,9 +117,9 @@ class CallEntry:
     def list_tools(self) -> None:
         """Show the tools by number, with their parameters."""
         for number, tool in enumerate(self.tools, start=1):
-            names = ", ".join(printable(name) + ("" if _is_required(tool, name) else "?") for name in _properties(tool))
-            self.terminal.say(f"{number:>3}  {printable(tool.name)}({names})", "bold")
-            self.terminal.say(f"     {printable(tool.description).partition('. ')[0].rstrip('.')}.")
+            names = ", ".join(name if _is_required(tool, name) else f"{name}?" for name in _properties(tool))
+            self.terminal.say(f"{number:>3}  {one_line(f'{tool.name}({names})')}", "bold")
+            self.terminal.say(f"{one_line(tool.description).partition('. ')[0].rstrip('.')}.", indent=5)
 
     async def read(self) -> tuple[str, ToolCall]:
         """What the person says beside the call, and the call, which fits its tool's schema.
@@ -146,7 +147,7 @@ class CallEntry:
                 self.terminal.say("Nothing was called.", "dim")
 
     def _complain(self, mistake: EntryMistake) -> None:
-        self.terminal.say(printable(str(mistake)), "yellow")
+        self.terminal.say(one_line(str(mistake)), "yellow")
 
     def _help(self, topic: str) -> None:
         if topic == "task":
@@ -158,14 +159,14 @@ class CallEntry:
             self.terminal.say(HELP)
 
     def _describe(self, tool: ToolSpec) -> None:
-        self.terminal.say(f"{printable(tool.name)}: {printable(tool.description)}")
+        self.terminal.say(one_line(f"{tool.name}: {tool.description}"))
         for name, schema in _properties(tool).items():
             self._describe_parameter(tool, name, schema)
 
     def _describe_parameter(self, tool: ToolSpec, name: str, schema: Mapping[str, Any]) -> None:
         kind = describe_kind(schema) + ("" if _is_required(tool, name) else "; Enter leaves it out")
         text = schema.get("description", "")
-        self.terminal.say(printable(f"  {name} ({kind})" + (f": {text}" if text else "")))
+        self.terminal.say(one_line(f"{name} ({kind})" + (f": {text}" if text else "")), indent=2)
 
     def _find(self, word: str) -> ToolSpec:
         if word.isdecimal() and 1 <= int(word) <= len(self.tools):
@@ -202,7 +203,7 @@ class CallEntry:
         """Ask for one parameter until it fits; an optional one may be left out."""
         self._describe_parameter(tool, name, schema)
         while True:
-            self.terminal.write(self.terminal.styled(f"  {printable(name)}> ", "bold"))
+            self.terminal.write(self.terminal.styled(f"  {one_line(name)}> ", "bold"))
             text = await self.terminal.read_line()
             if text == BACK:
                 raise EntryBack

@@ -16,7 +16,7 @@ from ppp.chat.ledger import world_size
 from ppp.checks import refuse
 from ppp.session import ASK_USER
 from ppp.types import RunStoppedError, ToolSpec
-from ppp.users.terminal import LEFT, Terminal, printable
+from ppp.users.terminal import LEFT, Terminal, one_line
 
 
 class PersonAgent(Agent):
@@ -53,7 +53,7 @@ class PersonAgent(Agent):
         if self._turn is None:
             self._turn = asyncio.Lock()
         async with self._turn:
-            entry = CallEntry(self.terminal, tools, lambda: self._show(messages[:_num_opening(messages)]))
+            entry = CallEntry(self.terminal, tools, lambda: self._show(messages[: _num_opening(messages)]))
             self._show_new(messages, entry)
             try:
                 text, call = await entry.read()
@@ -101,7 +101,7 @@ def _heading(message: Mapping[str, Any], messages: Messages) -> str:
         case "assistant":
             return "You"
     name = _tool_of(message, messages)
-    return "The user answers" if name == ASK_USER.name else f"{printable(name)} answers"
+    return "The user answers" if name == ASK_USER.name else f"{one_line(name)} answers"
 
 
 def _tool_of(message: Mapping[str, Any], messages: Messages) -> str:

@@ -23,7 +23,7 @@ from ppp.types import Answer, Effort, RecipeError, RunStoppedError, Source, Task
 from ppp.users.base import User, UserService
 from ppp.users.evidence import TASK, UNKNOWN, Evidence, Grade
 from ppp.users.judge import MAX_QUESTION_CHARS, judge_question
-from ppp.users.terminal import LEFT, Terminal, printable
+from ppp.users.terminal import LEFT, Terminal, one_line
 
 EFFORTS = {
     "l": (Effort.LOW, "low: it stands in your report"),
@@ -49,14 +49,14 @@ def judge_of(options: Mapping[str, Any]) -> ChatEndpoint | None:
 
 def show_report(terminal: Terminal, task: Task, sources: Sequence[Source]) -> None:
     """Show what the user of a session knows before the first question."""
-    terminal.say(f"Your report ({printable(task.task_id)}):", "bold")
+    terminal.say(f"Your report ({one_line(task.task_id)}):", "bold")
     terminal.quote(task.precise_prompt)
     if not task.is_precise:
         terminal.say("The agent has read of it:", "bold")
         terminal.quote(task.prompt)
     for source in sources:
         if not (source.is_gold and task.preference == "amateur"):
-            terminal.say(f"You could find out ({printable(source.name)}), at high effort:", "bold")
+            terminal.say(f"You could find out ({one_line(source.name)}), at high effort:", "bold")
             terminal.quote(source.text)
     terminal.say(f"How you like questions: {PREFERENCES[task.preference].description}")
 

@@ -37,6 +37,11 @@ def printable(text: str) -> str:
     return "".join(letter for letter in text if letter == "\n" or unicodedata.category(letter) not in _HIDDEN)
 
 
+def one_line(text: str) -> str:
+    """The printable text on a single line, for a place within a sentence of ours."""
+    return " ".join(printable(text).split())
+
+
 def wrapped(text: str, width: int, mark: str = "") -> str:
     """The text in lines of at most `width` columns, each behind `mark`; the spaces in it stay."""
     lines: list[str] = []
@@ -94,9 +99,9 @@ class Terminal:
         self.writer.write(self._encodable(text))
         self.writer.flush()
 
-    def say(self, text: str, *styles: str) -> None:
+    def say(self, text: str, *styles: str, indent: int = 0) -> None:
         """Write words of ours as lines that fit the screen."""
-        self.write(self.styled(wrapped(text, self.width), *styles) + "\n")
+        self.write(self.styled(wrapped(text, self.width, " " * indent), *styles) + "\n")
 
     def quote(self, text: str, max_chars: int = MAX_SHOWN_CHARS) -> None:
         """Write somebody else's text, every line marked."""
