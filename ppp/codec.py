@@ -10,38 +10,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ppp.call_formats import CALL_FORMATS, CallSyntaxError, detect
+from ppp.call_formats import CALL_FORMATS, detect
 from ppp.call_formats import check_tools as check_format_carries
 from ppp.chat_template import OBSERVED, PROBE, PROBE_TOOL, WORDS, ChatTemplate, probe_conversation
 from ppp.encoder import Encoder, Segment, clean
+from ppp.turn_reader import ParsedTurn, read_turn
 from ppp.types import RecipeError, ToolCall, ToolSpec
 
 _TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _CUT = "\n[... {} tokens cut here ...]\n"
-_CUT_OFF = "The turn was cut off before it ended; a call in it was not executed. Write shorter turns."
-
-
-@dataclass(frozen=True, slots=True)
-class ParsedTurn:
-    """What the policy wrote in one turn.
-
-    Attributes:
-        message: the turn as a chat message: "content" without the call, "tool_calls" and "reasoning_content" if any.
-        call: the one call of the turn; None where there is none that may be executed.
-        error: a sentence for the policy where `call` is None.
-        closed: the turn ended with the end-of-turn token. A turn that did not never has a call.
-    """
-
-    message: dict[str, Any]
-    call: ToolCall | None
-    error: str | None
-    closed: bool
 
 
 class Codec:
@@ -185,66 +167,7 @@ class Codec:
         text = self.decode(token_ids[:-1] if closed else token_ids)
         if self._template.opens_thought:
             text = self._format.thought_opening + text
-        content, reasoning, calls, errors, is_thought_open = self._scan(text, {tool.name: tool for tool in tools})
-        message: dict[str, Any] = {"role": "assistant", "content": content}
-        if reasoning:
-            message["reasoning_content"] = reasoning
-        num_calls = len(calls) + len(errors)
-        if closed and num_calls == 1 and calls:
-            function = {"name": calls[0].name, "arguments": dict(calls[0].arguments)}
-            message["tool_calls"] = [{"type": "function", "function": function}]
-            return ParsedTurn(message, calls[0], None, closed)
-        example = f"Write the call as\n{self._format.example}"
-        if not closed:
-            error = _CUT_OFF
-        elif num_calls > 1:
-            error = f"One call per turn: this turn holds {num_calls}, none was executed."
-        elif errors:
-            error = f"{errors[0]}. {example}"
-        elif is_thought_open:
-            error = f"No tool call found: the thought was not closed by {self._format.thought_closing}. {example}"
-        else:
-            error = f"No tool call found; every turn makes exactly one. {example}"
-        return ParsedTurn(message, None, error, closed)
-
-    def _scan(self, text: str, tools: Mapping[str, ToolSpec]) -> tuple[str, str, list[ToolCall], list[str], bool]:
-        """Split a turn into content, reasoning, calls, errors of calls that cannot be read, and whether it ends inside
-        a thought.
-
-        What comes first decides: a thought inside an argument is part of the argument, a call inside a thought is a
-        thought. A block that is never closed reaches to the end. Content keeps the text of calls that cannot be read.
-        """
-        content: list[str] = []
-        reasoning: list[str] = []
-        calls: list[ToolCall] = []
-        errors: list[str] = []
-        position, is_thought_open = 0, False
-        opening, thought_opening, thought_closing = (
-            self._format.opening,
-            self._format.thought_opening,
-            self._format.thought_closing,
-        )
-        while True:
-            thought, start = text.find(thought_opening, position), text.find(opening, position)
-            if thought < 0 and start < 0:
-                content.append(text[position:])
-                break
-            if start < 0 or 0 <= thought < start:
-                content.append(text[position:thought])
-                end = text.find(thought_closing, thought)
-                is_thought_open = end < 0
-                reasoning.append(text[thought + len(thought_opening) : None if is_thought_open else end].strip())
-                position = len(text) if is_thought_open else end + len(thought_closing)
-                continue
-            content.append(text[position:start])
-            try:
-                call, position = self._format.read(text, start + len(opening), tools, self._format)
-                calls.append(call)
-            except CallSyntaxError as error:
-                errors.append(str(error))
-                content.append(text[start : error.end])
-                position = error.end
-        return "".join(content).strip(), "\n".join(filter(None, reasoning)), calls, errors, is_thought_open
+        return read_turn(text, self._format, tools, closed=closed)
 
     # --- templates ---------------------------------------------------------------------------------------------------
 

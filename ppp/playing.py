@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, TypeVar
 
-from ppp.engines.base import GenerationRequest
+from ppp.engines.base import ContextFullError, GenerationRequest
 from ppp.environments import environment_class
 from ppp.environments.base import Environment
 from ppp.session import ASK_USER, FINISH, Toolbox
@@ -121,7 +121,10 @@ class Playing:
     async def _take_turn(self, environment: Environment) -> StopReason | None:
         """Generate one turn, let it take effect, append what came back; the reason to stop, if there is one."""
         turns, limits = self.trajectory.turns, self.limits
-        turn, problem = await self._generate()
+        try:
+            turn, problem = await self._generate()
+        except ContextFullError:
+            return StopReason.MAX_TOKENS if turns else StopReason.PROMPT_TOO_LONG
         turns.append(turn)
         if turn.truncated and not self._fits(MIN_TURN_TOKENS):
             return StopReason.MAX_TOKENS
@@ -152,7 +155,11 @@ class Playing:
             turns=self.trajectory.turns,
             request_id=f"{self.request_prefix}-{len(self.trajectory.turns):04d}",
         )
-        generation = await self._timed("generate", None, self.pool.engine.generate(request))
+        work = self.pool.engine.generate(request)
+        if self.pool.engine.takes_time:
+            generation = await self._unhurried("generate", work)
+        else:
+            generation = await self._timed("generate", None, work)
         ids, logprobs = generation.token_ids, generation.logprobs
         if not 1 <= len(ids) <= request.max_tokens or len(ids) != len(logprobs):
             raise InfrastructureError(
@@ -185,13 +192,17 @@ class Playing:
     async def _ask(self, user: User, question: str) -> Answer:
         """The user's answer, under the deadlines of answer and session unless the user is a person."""
         reply = user.answer(question, self.trajectory.turns[:-1])
-        if not user.takes_time:
-            return await self._timed("user", self.limits.user_timeout_s, reply)
+        if user.takes_time:
+            return await self._unhurried("user", reply)
+        return await self._timed("user", self.limits.user_timeout_s, reply)
+
+    async def _unhurried(self, kind: str, work: Awaitable[T]) -> T:
+        """Like `_timed`, for what a person does: the session's deadline waits, too."""
         now = asyncio.get_running_loop().time
         left = (self.deadline.when() or now()) - now()
         self.deadline.reschedule(None)
         try:
-            return await self._timed("user", None, reply)
+            return await self._timed(kind, None, work)
         finally:
             self.deadline.reschedule(now() + left)
 

@@ -21,7 +21,17 @@ from typing import Any, Self
 from aiohttp import web
 
 Request = dict[str, Any]
-Reply = Callable[[Request], str | dict[str, Any]]
+
+
+class Said(dict[str, Any]):
+    """A whole message to be answered, such as one with tool calls; `finish_reason` beside it."""
+
+    def __init__(self, message: Mapping[str, Any], finish_reason: str | None = None) -> None:
+        super().__init__(message)
+        self.finish_reason = finish_reason or ("tool_calls" if message.get("tool_calls") else "stop")
+
+
+Reply = Callable[[Request], str | dict[str, Any] | Said]
 
 # Shares of requests by fault; any status of 400 or more is a fault, too.
 FAULTS = ("hang", "cut", "disconnect", "invalid_json", "wrong_schema", "empty", "trickle", "length", "error_in_200")
@@ -72,6 +82,8 @@ class ChatServer:
         error_code: `code` of the errors that are dialled by status.
         cached_prompt_tokens: what it reports of its own cache.
         keeps: whether it keeps what it was asked; off for long benchmarks.
+        tools: what it does with tools: "take", "refuse" with 400 as vLLM, or "ignore".
+        context_length: characters of messages and tokens of the answer that it takes in; more is refused as by vLLM.
     """
 
     def __init__(
@@ -92,6 +104,8 @@ class ChatServer:
         error_code: str | None = None,
         cached_prompt_tokens: int = 0,
         keeps: bool = True,
+        tools: str = "take",
+        context_length: int | None = None,
         port: int = 0,
     ) -> None:
         self.reply, self.latency_s, self.models = reply, latency_s, models
@@ -99,6 +113,7 @@ class ChatServer:
         self.knows_schema, self.knows_json_mode, self.requires_key = knows_schema, knows_json_mode, requires_key
         self.retry_after, self.has_chat_template, self.unsupported = retry_after, has_chat_template, unsupported
         self.error_code, self.cached_prompt_tokens, self.keeps = error_code, cached_prompt_tokens, keeps
+        self.tools, self.context_length = tools, context_length
         self.port = port
         self.requests: list[Request] = []
         self.headers: list[dict[str, str]] = []
@@ -217,6 +232,18 @@ class ChatServer:
             return error_response(
                 400, f"Invalid parameter: 'response_format' of type '{kind}' is not supported.", param="response_format"
             )
+        if "tools" in request and self.tools == "refuse":
+            return error_response(
+                400, '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
+            )
+        asked = int(request.get("max_tokens") or 1)
+        num_chars = sum(len(str(message.get("content", ""))) for message in request["messages"])
+        if self.context_length is not None and num_chars + asked > self.context_length:
+            return error_response(
+                400,
+                f"This model's maximum context length is {self.context_length} tokens. However, you requested {asked} "
+                f"output tokens and your prompt contains {num_chars} input tokens. Please reduce the length.",
+            )
         for name in self.unsupported:
             if name in request:
                 return error_response(
@@ -252,7 +279,12 @@ class ChatServer:
             return web.Response()
         if fault == "error_in_200":
             return web.json_response({"error": {"message": "Provider returned error", "code": 502}})
+        if self.tools == "ignore":
+            request.pop("tools", None)
         content: str | dict[str, Any] = WRONG_OBJECT if fault == "wrong_schema" else self.reply(request)
+        if isinstance(content, Said) and fault is None:
+            body = self._completion(request, json.dumps(content), content.finish_reason, content)
+            return web.Response(body=body, content_type="application/json")
         text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
         text = {"empty": "", "length": text[: len(text) // 2]}.get(fault or "", text)
         body = self._completion(request, text, "length" if fault == "length" else "stop")
@@ -264,7 +296,9 @@ class ChatServer:
             return await self._trickle(http, body)
         return web.Response(body=body, content_type="application/json")
 
-    def _completion(self, request: Request, text: str, finish_reason: str) -> bytes:
+    def _completion(
+        self, request: Request, text: str, finish_reason: str, message: Mapping[str, Any] | None = None
+    ) -> bytes:
         num_prompt = sum(len(str(message.get("content", "")).split()) for message in request["messages"])
         num_completion = len(text.split())
         usage: dict[str, Any] = {
@@ -273,7 +307,7 @@ class ChatServer:
             "total_tokens": num_prompt + num_completion,
             "prompt_tokens_details": {"cached_tokens": min(self.cached_prompt_tokens, num_prompt)},
         }
-        message = {"role": "assistant", "content": text, "refusal": None}
+        message = message or {"role": "assistant", "content": text, "refusal": None}
         completion = {
             "id": f"chatcmpl-{self.num_requests}",
             "object": "chat.completion",

@@ -29,6 +29,8 @@ class AgentTurn:
         is_cut_off: the turn hit its token limit; its call is not carried out.
         num_tokens: tokens that it took, thinking included; None where nobody counts.
         reasoning: what it thought, where that can be told from what it said.
+        calls: calls that it wrote and that cannot be carried out, for where there is no `call`: they stay in the
+            conversation, each with the error as its answer, because the protocol wants one for every call.
     """
 
     text: str
@@ -37,6 +39,7 @@ class AgentTurn:
     is_cut_off: bool = False
     num_tokens: int | None = None
     reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
 
 
 class Agent(ABC):
@@ -74,6 +77,7 @@ class Agent(ABC):
 
         Raises:
             InfrastructureError: the agent cannot be reached; the session leaves the batch.
+            ContextFullError: the conversation is longer than what it can read; the session ends and is scored.
             RunStoppedError: it will not come back, or its budget is used up.
         """
 

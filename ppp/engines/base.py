@@ -11,11 +11,19 @@ from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedModel
 
-from ppp.codec import ParsedTurn
-from ppp.types import RecipeError, Task, Turn
+from ppp.turn_reader import ParsedTurn
+from ppp.types import PPPError, RecipeError, Task, Turn
 
 ENGINE_KIND = "engine"
 """Kind of an `InfrastructureError` by which an engine says that it lost a session through no fault of the session."""
+
+
+class ContextFullError(PPPError):
+    """The session is longer than what generates can take in, so that there will be no further turn.
+
+    It is scored as it stands, like one that has used up its tokens. Only for engines whose context the limits of the
+    session do not describe, such as a model behind an endpoint.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +109,12 @@ class Engine(ABC):
         uses_policy: it generates with the policy itself, which has to be whole on every process during a phase.
         recovers: a session that the engine lost (`InfrastructureError` of kind "engine") may be played again: entering
             the next phase brings back what failed, or ends the run.
+        takes_time: a person takes the turns, whom no deadline of a session hurries.
     """
 
     uses_policy: ClassVar[bool] = False
     recovers: ClassVar[bool] = False
+    takes_time: bool = False
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
@@ -149,6 +159,7 @@ class Engine(ABC):
 
         Raises:
             InfrastructureError: the engine failed; the trajectory leaves the batch.
+            ContextFullError: there is no room for another turn; the trajectory ends here.
         """
 
     def set_live(self, num: int) -> None:
