@@ -7,7 +7,7 @@ Source: PPP section 2.2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import overload
 
@@ -285,10 +285,21 @@ class Names(Sequence[str]):
     def __len__(self) -> int:
         return len(self._names())
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in PREFERENCES and self._belongs(PREFERENCES[name])
+
 
 SEEN = Names(lambda preference: preference.split == "seen")
 UNSEEN = Names(lambda preference: preference.split == "unseen")
 PENALIZED = Names(lambda preference: preference.penalty is not no_penalty)
+
+
+def has_penalty(name: str) -> bool:
+    """Whether breaking the preference of this name costs anything; not so where there is nothing to break."""
+    return name in PREFERENCES and PREFERENCES[name].penalty is not no_penalty
 
 
 def check_preference(name: str) -> Preference:
