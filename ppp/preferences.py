@@ -297,11 +297,6 @@ UNSEEN = Names(lambda preference: preference.split == "unseen")
 PENALIZED = Names(lambda preference: preference.penalty is not no_penalty)
 
 
-def has_penalty(name: str) -> bool:
-    """Whether breaking the preference of this name costs anything; not so where there is nothing to break."""
-    return name in PREFERENCES and PREFERENCES[name].penalty is not no_penalty
-
-
 def check_preference(name: str) -> Preference:
     """The preference of this name.
 

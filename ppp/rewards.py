@@ -30,7 +30,9 @@ SILENCE_COST = 0.1
 
 # What `session_ratios` knows of a session: shares, told in percent, and questions by what the answers took.
 SHARES = ("productivity", "proactivity", "personalization", "ask_ratio", "ask_ratio_willing")
-RATIOS = (*SHARES, *(f"effort/{effort.label}" for effort in Effort))
+EFFORTS = tuple(effort.label for effort in Effort)
+LEAST_EFFORT = EFFORTS[0]
+RATIOS = (*SHARES, *(f"effort/{effort}" for effort in EFFORTS))
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ def summarize(trajectories: Iterable[Trajectory], personalization: str = "paper"
         **{name: in_percent(*sums[name]) for name in SHARES},
         "num_sessions": len(whole),
         "num_failed": len(played) - len(whole),
-        "effort": {effort.label: in_units(*sums[f"effort/{effort.label}"]) for effort in Effort},
+        "effort": {effort: in_units(*sums[f"effort/{effort}"]) for effort in EFFORTS},
         "metric_version": METRIC_VERSION,
     }
 
@@ -228,11 +230,11 @@ def session_ratios(preference: str, session: Mapping[str, Any], personalization:
     willing = preference != "no_ask"
     return {
         "productivity": (session["productivity"], 1),
-        "proactivity": (session["session_effort"] == Effort.LOW.label, 1),
+        "proactivity": (session["session_effort"] == LEAST_EFFORT, 1),
         "personalization": (judged and follows, judged),
         "ask_ratio": (asked, 1),
         "ask_ratio_willing": (willing and asked, willing),
-        **{f"effort/{effort.label}": (session["effort"][effort.label], 1) for effort in Effort},
+        **{f"effort/{effort}": (session["effort"][effort], 1) for effort in EFFORTS},
     }
 
 

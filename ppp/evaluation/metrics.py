@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppp.evaluation.intervals import DEFAULT, Floats, Settings, Sums, intervals_of
-from ppp.evaluation.records import EFFORTS, GROUPS, Record, base_task, failed
+from ppp.evaluation.intervals import DEFAULT, Floats, Numbers, Settings, Sums, intervals_of
+from ppp.evaluation.records import GROUPS, Record, base_task, failed
 from ppp.preferences import PREFERENCES
-from ppp.rewards import RATIOS, SHARES, in_percent, in_units, require_variant, session_ratios
+from ppp.rewards import EFFORTS, RATIOS, SHARES, in_percent, in_units, require_variant, session_ratios
 
 NUM_TENTHS = 10
 
@@ -28,25 +28,7 @@ NUM_TENTHS = 10
 LENGTHS = ("questions", "question_position", "turns", "policy_tokens", "completion_tokens", "unreadable_turns")
 METRICS = (*RATIOS, *LENGTHS)
 IN_PERCENT = frozenset((*SHARES, "unreadable_turns"))
-
-
-@dataclass(frozen=True)
-class Measures:
-    """Sessions as numbers: row n is a session that did not fail, column m the metric METRICS[m].
-
-    Attributes:
-        numerators, denominators: (N, M).
-        tasks: (N,), the number of the session's task; sessions with equal numbers are about the same task.
-        users: (N,), the number of the session's preference.
-    """
-
-    numerators: Floats
-    denominators: Floats
-    tasks: NDArray[np.intp]
-    users: NDArray[np.intp]
-
-    def sums(self, equal_preferences: bool) -> Sums:
-        return Sums.of(self.numerators, self.denominators, self.tasks, self.users if equal_preferences else None)
+ARE_SHARES = np.array([name in IN_PERCENT for name in METRICS])
 
 
 def question_positions(record: Record) -> list[float]:
@@ -69,14 +51,33 @@ def record_ratios(record: Record, personalization: str) -> dict[str, tuple[float
     }
 
 
-def measure(records: Sequence[Record], personalization: str) -> Measures:
-    """Sessions, none of which failed, as numbers."""
-    parts = [record_ratios(record, personalization) for record in records]
-    pairs = np.array([[part[name] for name in METRICS] for part in parts], dtype=np.float64)
-    pairs = pairs.reshape(len(parts), len(METRICS), 2)
-    tasks = number_of([(record["environment"], base_task(record)) for record in records])
-    users = number_of([record["preference"] for record in records])
-    return Measures(pairs[..., 0], pairs[..., 1], tasks, users)
+@dataclass(frozen=True)
+class Measured:
+    """Sessions that did not fail as numbers: row n is a session, column m what it adds to the metric METRICS[m].
+
+    Attributes:
+        numerators, denominators: (N, M).
+        tasks, users: (N,), numbers of the session's task and preference.
+    """
+
+    numerators: Floats
+    denominators: Floats
+    tasks: Numbers
+    users: Numbers
+
+    @classmethod
+    def of(cls, records: Sequence[Record], personalization: str) -> Measured:
+        parts = [record_ratios(record, personalization) for record in records]
+        pairs = np.array([[part[name] for name in METRICS] for part in parts], dtype=np.float64)
+        pairs = pairs.reshape(len(parts), len(METRICS), 2)
+        tasks = number_of([(record["environment"], base_task(record)) for record in records])
+        return cls(pairs[..., 0], pairs[..., 1], tasks, number_of([record["preference"] for record in records]))
+
+    def sums(self, rows: Numbers, equal_preferences: bool) -> Sums:
+        """Some of the sessions, summed by task and, where preferences count alike, by preference."""
+        tasks, users = (np.unique(names[rows], return_inverse=True)[1] for names in (self.tasks, self.users))
+        strata = users if equal_preferences else np.zeros_like(users)
+        return Sums.of(self.numerators[rows], self.denominators[rows], tasks, strata)
 
 
 def number_of(names: Sequence[object]) -> NDArray[np.intp]:
@@ -110,10 +111,16 @@ def summarize_records(
     """
     require_variant("personalization", personalization)
     whole = [record for record in records if not failed(record)]
-    sums = measure(whole, personalization).sums(equal_preferences)
+    sums = Measured.of(whole, personalization).sums(np.arange(len(whole)), equal_preferences)
+    return _summary(records, sums, intervals)
+
+
+def _summary(records: Sequence[Record], sums: Sums, intervals: Settings | None) -> dict[str, Any]:
+    """The metrics of some records, of which those that did not fail are summed up already."""
+    whole = [record for record in records if not failed(record)]
     values = dict(zip(METRICS, sums.value(), strict=True))
     told = {name: _rounded(name, float(values[name])) for name in METRICS}
-    bounds = intervals_of(sums, intervals) if intervals is not None else []
+    bounds = intervals_of(sums, intervals, ARE_SHARES) if intervals is not None else []
     positions = [position for record in whole for position in question_positions(record)]
     failures = Counter(record["error_kind"] or "unknown" for record in records if failed(record))
     return {
@@ -146,23 +153,25 @@ def summarize_groups(
 
     In the groups of vague prompts each preference counts alike: the paper's table is a mean over preferences.
     """
+    require_variant("personalization", personalization)
+    measured = Measured.of([record for record in records if not failed(record)], personalization)
+    rows = {id(record): row for row, record in enumerate(record for record in records if not failed(record))}
+
+    def summary(chosen: Sequence[Record], equal_preferences: bool) -> dict[str, Any]:
+        own = np.array([rows[id(record)] for record in chosen if id(record) in rows], dtype=np.intp)
+        return _summary(chosen, measured.sums(own, equal_preferences), intervals)
+
     summaries: dict[str, Any] = {}
     by_user: dict[tuple[bool, str], dict[str, Any]] = {}
     for group, belongs in GROUPS.items():
         chosen = [record for record in records if belongs(record)]
-        if not chosen:
-            continue
-        precise = group == "precise"
-        users = by_preference(chosen)
-        for name, theirs in users.items():
+        precise, users = group == "precise", by_preference(chosen)
+        for name in users:
             if (precise, name) not in by_user:  # groups overlap: nobody is summed up twice
-                by_user[precise, name] = summarize_records(theirs, personalization=personalization, intervals=intervals)
-        summaries[group] = {
-            **summarize_records(
-                chosen, personalization=personalization, intervals=intervals, equal_preferences=not precise
-            ),
-            "preferences": {name: by_user[precise, name] for name in users},
-        }
+                by_user[precise, name] = summary(users[name], False)
+        if chosen:
+            summaries[group] = summary(chosen, not precise)
+            summaries[group]["preferences"] = {name: by_user[precise, name] for name in users}
     return summaries
 
 

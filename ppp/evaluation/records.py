@@ -14,12 +14,11 @@ from typing import Any
 import orjson
 
 from ppp.preferences import PENALIZED, SEEN, UNSEEN
-from ppp.rewards import METRIC_VERSION, is_number
-from ppp.types import Effort, RecipeError, StopReason
+from ppp.rewards import EFFORTS, METRIC_VERSION, is_number
+from ppp.types import RecipeError, StopReason
 
 Record = dict[str, Any]
 
-EFFORTS = tuple(effort.label for effort in Effort)
 REASONS = tuple(reason.value for reason in StopReason)
 
 
