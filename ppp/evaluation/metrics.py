@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ppp.evaluation.intervals import DEFAULT, Floats, Numbers, Settings, Sums, intervals_of
 from ppp.evaluation.records import GROUPS, Record, base_task, failed
@@ -80,7 +79,7 @@ class Measured:
         return Sums.of(self.numerators[rows], self.denominators[rows], tasks, strata)
 
 
-def number_of(names: Sequence[object]) -> NDArray[np.intp]:
+def number_of(names: Sequence[object]) -> Numbers:
     """Each name as a number, in the order in which they first come."""
     numbers: dict[object, int] = {}
     return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.intp)
@@ -119,7 +118,7 @@ def _summary(records: Sequence[Record], sums: Sums, intervals: Settings | None) 
     """The metrics of some records, of which those that did not fail are summed up already."""
     whole = [record for record in records if not failed(record)]
     values = dict(zip(METRICS, sums.value(), strict=True))
-    told = {name: _rounded(name, float(values[name])) for name in METRICS}
+    told = {name: rounded(name, float(values[name])) for name in METRICS}
     bounds = intervals_of(sums, intervals, ARE_SHARES) if intervals is not None else []
     positions = [position for record in whole for position in question_positions(record)]
     failures = Counter(record["error_kind"] or "unknown" for record in records if failed(record))
@@ -134,16 +133,18 @@ def _summary(records: Sequence[Record], sums: Sums, intervals: Settings | None) 
         "stop_reasons": dict(Counter(record["stop_reason"] for record in whole).most_common()),
         "failures": dict(failures.most_common()),
         "intervals": {
-            name: None if pair is None else [_rounded(name, pair[0]), _rounded(name, pair[1])]
+            name: None if pair is None else [rounded(name, pair[0]), rounded(name, pair[1])]
             for name, pair in zip(METRICS, bounds, strict=False)
         },
     }
 
 
-def _rounded(name: str, value: float) -> float | None:
+def rounded(name: str, value: float) -> float | None:
+    """A metric as it is told: percent with two decimals, other numbers with four; None where it is none."""
     if math.isnan(value):
         return None
-    return in_percent(value, 1) if name in IN_PERCENT else in_units(value, 1)
+    told = in_percent(value, 1) if name in IN_PERCENT else in_units(value, 1)
+    return None if told is None else told + 0.0  # a rounded zero has no minus
 
 
 def summarize_groups(
