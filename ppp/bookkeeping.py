@@ -2,7 +2,7 @@
 
 The ledgers themselves are kept by the users' services, see `chat/ledger.py`; here those of all processes are added up,
 written to disk so that a resumed run goes on counting, and joined with the sessions that were left out. `phase.py` and
-`evaluate.py` are who calls this.
+`evaluation/run.py` are who calls this; in an evaluation the agent may be a model with a ledger, too.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from accelerate.utils import gather_object
 from ppp.chat.ledger import Account, ChatLedger
 from ppp.checks import refuse
 from ppp.types import Trajectory
-from ppp.users.crowd import Crowd, Crowds
+from ppp.users.crowd import Crowds
 
 logger = logging.getLogger(__name__)
 
 LEDGER_FILE = "user_ledger.json"
 VERSION = 1
+AGENT = "agent"  # stands where the users' have the field of the recipe
 
 State = dict[str, dict[str, Any]]  # field of the recipe -> what its ledger counted, see ChatLedger.state
 
@@ -38,10 +39,18 @@ class Bookkeeper:
         folder: where `user_ledger.json` goes; None keeps it from disk.
         rank: of this process; only 0 writes.
         num_processes: of the run.
+        agent: what the agent's model takes; None where it is not asked over a network.
     """
 
-    def __init__(self, crowds: Crowds, folder: Path | None = None, rank: int = 0, num_processes: int = 1) -> None:
-        self.crowds = crowds
+    def __init__(
+        self,
+        crowds: Crowds,
+        folder: Path | None = None,
+        rank: int = 0,
+        num_processes: int = 1,
+        agent: ChatLedger | None = None,
+    ) -> None:
+        self.crowds, self.agent = crowds, agent
         self.path = None if folder is None else folder / LEDGER_FILE
         self.rank, self.num_processes = rank, num_processes
         self.num_sessions = 0
@@ -49,8 +58,16 @@ class Bookkeeper:
         self._states: list[State] = []  # of all processes, when they were last collected
         self._before = self._start = ChatLedger()
 
-    def resume(self) -> None:
+    @property
+    def ledgers(self) -> list[ChatLedger]:
+        """Of this process: those of the users and of the agent, where they are models."""
+        return [ledger for _, ledger in self._ledgers()]
+
+    def resume(self, field: str = "resume_from_checkpoint") -> None:
         """Go on counting where an earlier part of the run stopped; its processes are dealt out to those of this one.
+
+        Args:
+            field: by which the operator asked for it; for messages.
 
         Raises:
             RecipeError: the file is there and cannot be read.
@@ -64,13 +81,13 @@ class Bookkeeper:
             ledgers = self._ledgers()
             for rank in range(self.num_processes):
                 states = saved["processes"][rank :: self.num_processes]
-                self._states.append({crowd.field: merged(states, crowd.field).state() for crowd, _ in ledgers})
-            for crowd, ledger in ledgers:
-                ledger.load_state(self._states[self.rank][crowd.field])
+                self._states.append({name: merged(states, name).state() for name, _ in ledgers})
+            for name, ledger in ledgers:
+                ledger.load_state(self._states[self.rank][name])
             self.left_out.update(saved["sessions"]["left_out"])
             self.num_sessions = saved["sessions"]["played"]
         except (OSError, ValueError, LookupError, TypeError) as error:
-            raise refuse("resume_from_checkpoint", str(self.path), f"a ledger of this version ({error})") from error
+            raise refuse(field, str(self.path), f"a ledger of this version ({error})") from error
         self._before = merged(self._states)
 
     def collect(self, goes_on: bool = False) -> dict[str, float]:
@@ -109,14 +126,16 @@ class Bookkeeper:
     def summary(self) -> dict[str, Any]:
         """Ledgers, failures by kind and sessions, as JSON values."""
         self._refresh()
+        ledgers = {name: merged(self._states, name).summary() for name, _ in self._ledgers()}
         return {
-            "users": {crowd.field: merged(self._states, crowd.field).summary() for crowd, _ in self._ledgers()},
+            **({AGENT: ledgers.pop(AGENT)} if AGENT in ledgers else {}),
+            "users": ledgers,
             "failures": self.failures(),
             "sessions": {"played": self.num_sessions, "left_out": dict(self.left_out.most_common())},
         }
 
     def failures(self) -> dict[str, dict[str, int]]:
-        """Kind -> failed requests to users' models, and sessions left out of their batch."""
+        """Kind -> failed requests to models, and sessions left out of their batch."""
         requests = failed_requests(merged(self._states))
         kinds = sorted({*requests, *self.left_out}, key=lambda kind: (-self.left_out[kind], -requests[kind], kind))
         return {kind: {"requests": requests[kind], "sessions": self.left_out[kind]} for kind in kinds}
@@ -124,7 +143,7 @@ class Bookkeeper:
     def report(self) -> str:
         """The ledgers and what happened, as text for a log; empty where there is nothing to tell."""
         self._refresh()
-        parts = [f"{crowd.field}:\n{merged(self._states, crowd.field).table()}" for crowd, _ in self._ledgers()]
+        parts = [f"{name}:\n{merged(self._states, name).table()}" for name, _ in self._ledgers()]
         failures = self.failures()
         if failures:
             width = max(len("what happened"), *(len(kind) for kind in failures))
@@ -146,12 +165,13 @@ class Bookkeeper:
         others = [state for rank, state in enumerate(self._states) if rank != self.rank]
         self._states = [*others[: self.rank], self._state(), *others[self.rank :]]
 
-    def _ledgers(self) -> list[tuple[Crowd, ChatLedger]]:
-        found = [(crowd, crowd.service) for crowd in self.crowds.different]
-        return [(crowd, service.ledger) for crowd, service in found if service is not None and service.ledger]
+    def _ledgers(self) -> list[tuple[str, ChatLedger]]:
+        found = [(crowd.field, crowd.service) for crowd in self.crowds.different]
+        users = [(name, service.ledger) for name, service in found if service is not None and service.ledger]
+        return [*users, *([(AGENT, self.agent)] if self.agent is not None else [])]
 
     def _state(self) -> State:
-        return {crowd.field: ledger.state() for crowd, ledger in self._ledgers()}
+        return {name: ledger.state() for name, ledger in self._ledgers()}
 
 
 def merged(states: Sequence[Mapping[str, Any]], field: str | None = None) -> ChatLedger:

@@ -16,7 +16,8 @@ from ppp import evaluate as evaluation
 from ppp.baselines import POLICIES
 from ppp.baselines.town import NeverAsk
 from ppp.environments.town import town_task_rows
-from ppp.evaluate import SLICES, plan_sessions
+from ppp.evaluation.folder import RESULTS_FILE, SUMMARY_FILE
+from ppp.evaluation.plan import SLICES, Counts, load_held_out_rows, plan_sessions
 from ppp.preferences import PREFERENCES, SEEN, UNSEEN
 from ppp.recipe import read_recipe
 from ppp.tiny_model import save_tiny_model
@@ -40,17 +41,17 @@ def run(folder: Path, *options: str) -> int:
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / evaluation.RESULTS_FILE).read_text(encoding="utf-8").splitlines()
+    lines = (folder / RESULTS_FILE).read_text(encoding="utf-8").splitlines()
     return sorted((json.loads(line) for line in lines), key=lambda record: record["row"])
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    summary: dict[str, Any] = json.loads((folder / evaluation.SUMMARY_FILE).read_text(encoding="utf-8"))
+    summary: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     return summary
 
 
 def test_slices_hold_the_users_and_prompts_that_they_are_named_for() -> None:
-    sessions = plan_sessions(rows(), ALL, num_sessions=240, num_per_unseen=100, seed=0)
+    sessions = plan_sessions(rows(), ALL, Counts(240, 100), seed=0)
     users = {name: Counter(s.task.preference for s in sessions if s.slice == name) for name in SLICES}
     assert users["vague_seen"] == dict.fromkeys(SEEN, 20)
     assert users["vague_unseen"] == dict.fromkeys(UNSEEN, 100)
@@ -62,36 +63,36 @@ def test_slices_hold_the_users_and_prompts_that_they_are_named_for() -> None:
 
 def test_a_task_meets_another_user_each_time() -> None:
     # 24 tasks and 12 users: going round both without a step aside, task 0 would meet its first user ten times.
-    sessions = plan_sessions(rows(24), SEEN, num_sessions=240, num_per_unseen=0, seed=0)
+    sessions = plan_sessions(rows(24), SEEN, Counts(240, 0), seed=0)
     vague = [session.task for session in sessions if session.slice == "vague_seen"]
     assert len({(task.precise_prompt, task.preference, task.prompt) for task in vague}) == 240
 
 
 def test_tasks_without_a_vague_prompt_are_played_with_the_precise_one_alone() -> None:
     some = [{**row, "vague_prompt": None} if index % 2 else row for index, row in enumerate(rows())]
-    sessions = plan_sessions(some, ALL, num_sessions=60, num_per_unseen=2, seed=0)
+    sessions = plan_sessions(some, ALL, Counts(60, 2), seed=0)
     assert Counter(session.slice for session in sessions) == {"vague_seen": 60, "vague_unseen": 16, "precise": 60}
     assert all(session.task.is_precise == (session.slice == "precise") for session in sessions)
-    none = plan_sessions([{**row, "vague_prompt": None} for row in rows()], ALL, 60, 2, seed=0)
+    none = plan_sessions([{**row, "vague_prompt": None} for row in rows()], ALL, Counts(60, 2), seed=0)
     assert {session.slice for session in none} == {"precise"}
 
 
 def test_fewer_unseen_sessions_leave_the_others_and_their_noise_alone() -> None:
-    many = plan_sessions(rows(), ALL, num_sessions=24, num_per_unseen=10, seed=0)
-    few = plan_sessions(rows(), ALL, num_sessions=24, num_per_unseen=1, seed=0)
+    many = plan_sessions(rows(), ALL, Counts(24, 10), seed=0)
+    few = plan_sessions(rows(), ALL, Counts(24, 1), seed=0)
     assert [s for s in many if s.slice != "vague_unseen"] == [s for s in few if s.slice != "vague_unseen"]
 
 
 @pytest.mark.parametrize("agent", [name for name, (environment, _) in POLICIES.items() if environment == "town"])
 def test_every_rule_made_policy_plays_the_same_sessions_through_the_pool(agent: str, tmp_path: Path) -> None:
     assert run(tmp_path, "--agent", agent, "--num_sessions", "24", "--sessions_per_unseen_preference", "2") == 0
-    planned = plan_sessions(rows(), ALL, num_sessions=24, num_per_unseen=2, seed=42)
+    planned = plan_sessions(rows(), ALL, Counts(24, 2), seed=42)
     results = read_results(tmp_path)
     assert [(r["row"], r["task_id"], r["preference"]) for r in results] == [
         (s.number, s.task.task_id, s.task.preference) for s in sorted(planned, key=lambda s: s.number)
     ]
     assert {result["stop_reason"] for result in results} == {"finished"}
-    assert read_summary(tmp_path)["agent"] == agent
+    assert read_summary(tmp_path)["evaluation"]["agent"] == {"kind": "policy", "name": agent}
 
 
 def test_scores_tell_policies_apart(tmp_path: Path) -> None:
@@ -208,19 +209,34 @@ def test_the_operators_mistake_is_one_sentence_and_leaves_nothing_behind(
     assert not (tmp_path / "out").exists()
 
 
-def test_results_are_never_overwritten(tmp_path: Path) -> None:
-    options = ("--agent", "never_ask", "--num_sessions", "12", "--sessions_per_unseen_preference", "0")
-    assert run(tmp_path, *options) == 0
-    before = read_results(tmp_path)
-    assert run(tmp_path, *options) == 2
-    assert read_results(tmp_path) == before
+def test_results_of_another_evaluation_are_never_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--num_sessions", "12", "--sessions_per_unseen_preference", "0")
+    assert run(tmp_path, "--agent", "never_ask", *options) == 0
+    before = (tmp_path / RESULTS_FILE).read_bytes()
+    for changed, field in (
+        (("--agent", "always_ask", *options), "agent.name is 'never_ask' and not 'always_ask'"),
+        (("--agent", "never_ask", *options, "--seed", "7"), "seed is 42 and not 7"),
+        (
+            ("--agent", "never_ask", *options, "--user", "{kind: llm, model: m}"),
+            "user.kind is 'scripted' and not 'llm'",
+        ),
+        (("--agent", "never_ask", *options, "--limits.max_turns", "9"), "limits.max_turns is 16 and not 9"),
+        (("--agent", "never_ask", *options, "--prompts", "vague"), "prompts is 'both' and not 'vague'"),
+    ):
+        assert run(tmp_path, *changed) == 2
+        assert field in capsys.readouterr().err
+    assert (tmp_path / RESULTS_FILE).read_bytes() == before
+    (tmp_path / "evaluation.json").unlink()
+    assert run(tmp_path, "--agent", "never_ask", *options) == 2, "nobody knows what the results are results of"
 
 
 def test_a_recipe_in_a_file_can_be_overridden(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("tiny_model: true\nenvironments: {town: 1}\ntrain_tasks: {town: {split: train, num: 8}}\n")
     recipe = read_recipe(["--config", str(path), "--eval_tasks", "{town: {split: test, num: 3}}"])
-    assert len(evaluation.load_held_out_rows(recipe)) == 3
+    assert len(load_held_out_rows(recipe)) == 3
 
 
 # --- users played by a model -----------------------------------------------------------------------------------------
@@ -243,7 +259,7 @@ def test_users_played_by_a_model_leave_their_ledger(
     with caplog.at_level("INFO"):
         assert run(tmp_path / "run", *llm(server), "--sessions_per_unseen_preference", "1") == 0
     summary = read_summary(tmp_path / "run")
-    assert summary["user"] == {"kind": "llm", "model": "m", "base_url": server.base_url}
+    assert summary["evaluation"]["user"] == {"kind": "llm", "model": "m", "base_url": server.base_url}
     assert summary["vague_seen"]["effort"]["low"] > 0
     ledger = json.loads((tmp_path / "run" / "user_ledger.json").read_text())
     assert ledger["users"]["user"]["requests"] == server.num_requests > 12
@@ -254,7 +270,7 @@ def test_an_evaluation_asks_the_users_of_evaluations(server: ChatServer, tmp_pat
     options = llm(server, "eval_user", model="other")
     assert run(tmp_path / "run", *options, "--user", "scripted", "--sessions_per_unseen_preference", "0") == 0
     assert {request["model"] for request in server.requests} == {"other"}
-    assert read_summary(tmp_path / "run")["user"]["model"] == "other"
+    assert read_summary(tmp_path / "run")["evaluation"]["user"]["model"] == "other"
 
 
 def test_users_that_cannot_be_reached_are_the_operators_mistake(

@@ -17,6 +17,8 @@ from ppp.data import expand
 from ppp.demonstrations import IGNORED
 from ppp.engines.scripted import ScriptedEngine
 from ppp.environments.town import is_held_out, town_task_rows
+from ppp.evaluation.folder import RESULTS_FILE
+from ppp.evaluation.folder import SUMMARY_FILE as EVALUATION_SUMMARY
 from ppp.preferences import PREFERENCES
 from ppp.recipe import Recipe, read_recipe
 from ppp.rewards import RewardSettings, score_trajectory
@@ -99,7 +101,7 @@ def test_small_warm_start_writes_a_model_that_evaluate_plays(
     played = tmp_path / "played"
     few = ("--num_sessions", "4", "--sessions_per_unseen_preference", "0", "--limits.max_turns", "2")
     assert evaluate.main(["--output_dir", str(played), "--agent", str(model), *OPTIONS, *few]) == 0
-    assert json.loads((played / evaluate.SUMMARY_FILE).read_text())["num_failed"] == 0
+    assert json.loads((played / EVALUATION_SUMMARY).read_text())["num_failed"] == 0
 
 
 def test_number_of_steps_need_not_be_one_that_is_logged(tmp_path: Path) -> None:
@@ -199,7 +201,7 @@ def test_file_of_a_run_gives_the_rows_of_its_trajectories(tmp_path: Path) -> Non
 def test_file_of_an_evaluation_can_be_learned_from(tmp_path: Path) -> None:
     played = ["--output_dir", str(tmp_path), "--agent", "always_ask", *OPTIONS]
     assert evaluate.main([*played, "--num_sessions", "12", "--sessions_per_unseen_preference", "0"]) == 0
-    recipe = recipe_of("--warmstart.trajectories", f"[{tmp_path / evaluate.RESULTS_FILE}]")
+    recipe = recipe_of("--warmstart.trajectories", f"[{tmp_path / RESULTS_FILE}]")
     codec = codec_of(recipe)
     rows = demonstrations.read_trajectories(recipe, settings_of(recipe), codec)
     assert rows and all("<function=finish>" in codec.decode(row["input_ids"]) for row in rows)
