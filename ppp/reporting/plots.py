@@ -1,0 +1,181 @@
+"""How figures look: one style, colours for light and dark pages, and drawings as SVG or as pictures.
+
+Draws lines, bars and stacks into axes; which numbers they show is `figures.py`'s.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # a run is reported on machines without a display
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+
+# Stands for the colour of text: nearly black in a picture, `currentColor` in an SVG.
+INK = "#010203"
+# Each has a contrast of 3 or more on white and on black, and none has to be told from another by red and green alone.
+COLOURS = ("#3987d8", "#d9780b", "#a468d5", "#0c958c", "#a8860a", "#d6569c", "#858585")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (2, 2)))
+EFFORT_COLOURS = {"low": "#3987d8", "medium": "#a8860a", "high": "#a468d5"}
+STYLE: dict[str, Any] = {
+    "text.parse_math": False,  # names of runs are text, whatever dollars they have
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ppp",  # the same figure gives the same file
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.alpha": 0.15,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "grid.color", "xtick.color"), INK),
+    **dict.fromkeys(("ytick.color", "hatch.color", "patch.edgecolor"), INK),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
+}
+MAX_LABEL = 40
+
+WIDTH = 9.0  # inches, of every figure
+
+Curve = tuple[Sequence[float], Sequence[float]]  # x and y
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A figure that can be drawn: `paint` fills rows x columns of axes; height is in inches."""
+
+    title: str
+    caption: str
+    rows: int
+    columns: int
+    height: float
+    paint: Callable[[Sequence[Axes]], None]
+    width: float = WIDTH
+
+
+@contextmanager
+def drawing(
+    rows: int, columns: int, width: float, height: float, **options: Any
+) -> Iterator[tuple[Drawing, list[Axes]]]:
+    """A drawing of rows by columns of axes in the style of all figures; it is closed afterwards.
+
+    Args:
+        width, height: of the whole, in inches.
+        options: of `pyplot.subplots`.
+    """
+    with pyplot.rc_context(STYLE):
+        picture, grid = pyplot.subplots(rows, columns, figsize=(width, height), squeeze=False, **options)
+        try:
+            yield picture, [axes for row in grid for axes in row]
+        finally:
+            pyplot.close(picture)
+
+
+def to_svg(picture: Drawing) -> str:
+    """The drawing as an SVG element that takes its ink from the page and has no background."""
+    file = io.StringIO()
+    picture.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = file.getvalue()
+    svg = text[text.index("<svg") :]
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    return svg.replace(INK, "currentColor")
+
+
+def to_picture(picture: Drawing, form: str) -> bytes:
+    """The drawing as a file for white paper: png or pdf."""
+    file = io.BytesIO()
+    options: dict[str, Any] = {"metadata": {"CreationDate": None}} if form == "pdf" else {}
+    picture.savefig(file, format=form, facecolor="white", dpi=160, **options)
+    return file.getvalue()
+
+
+def shown(label: str) -> str:
+    """A name as a label: short, and not hidden by matplotlib, which takes a leading underscore for a request."""
+    label = label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 1]}…"
+    return f" {label}" if label.startswith("_") else label
+
+
+def smooth(values: Sequence[float], window: int) -> list[float]:
+    """Centred moving mean of `window` values, narrower at both ends; same length."""
+    half = window // 2
+    spans = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
+    return [sum(span) / len(span) for span in spans]
+
+
+def window_of(values: Sequence[float]) -> int:
+    """Over how many values a curve is smoothed: a fifteenth of all."""
+    return max(1, len(values) // 15)
+
+
+def draw_lines(axes: Axes, curves: Mapping[str, Curve], *, smoothed: bool = False, marker: str | None = None) -> None:
+    """One line per name, in the order of the colours; smoothed it is a moving mean, over the values in pale."""
+    for index, (label, (steps, values)) in enumerate(curves.items()):
+        look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)]}
+        if not values:
+            continue
+        if smoothed:
+            axes.plot(steps, values, **look, alpha=0.25, linewidth=0.7)
+        line = smooth(values, window_of(values)) if smoothed else values
+        dash = DASHES[index % len(DASHES)]
+        axes.plot(steps, line, **look, linestyle=dash, marker=marker, markersize=4, label=shown(label))
+
+
+def draw_bars(
+    axes: Axes, names: Sequence[str], series: Mapping[str, Sequence[float | None]], bounds: Mapping[str, Sequence[Any]]
+) -> None:
+    """Horizontal bars, a group per name and a bar per series, with intervals [low, high] where there are some."""
+    height = 0.8 / len(series)
+    for index, (label, values) in enumerate(series.items()):
+        places = [row + (index - (len(series) - 1) / 2) * height for row in range(len(names))]
+        widths = [0.0 if value is None else value for value in values]
+        colour, hatch = COLOURS[index % len(COLOURS)], ("", "///", "...", "xxx")[index % 4]
+        axes.barh(
+            places, widths, height * 0.9, color=colour, label=shown(label), hatch=hatch, edgecolor=INK, linewidth=0.4
+        )
+        for place, value, interval in zip(places, values, bounds[label], strict=True):
+            if value is None:
+                axes.text(1, place, "not measured", va="center", fontsize=8)
+            elif interval is not None:
+                axes.plot(interval, [place, place], color=INK, linewidth=1.2, solid_capstyle="butt")
+    axes.set_yticks(range(len(names)), [shown(name) for name in names])
+    axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(0, 100), xlabel="percent")
+    axes.grid(visible=False, axis="y")
+
+
+def draw_stack(axes: Axes, steps: Sequence[float], layers: Mapping[str, Sequence[float]]) -> None:
+    """Layers on one another, each by its moving mean, and the sum of the values as a pale line."""
+    colours = [EFFORT_COLOURS[name] for name in layers]
+    smoothed = [smooth(values, window_of(values)) for values in layers.values()]
+    axes.stackplot(steps, smoothed, labels=list(layers), colors=colours, alpha=0.85)
+    sums = [sum(column) for column in zip(*layers.values(), strict=True)]
+    axes.plot(steps, sums, color=INK, alpha=0.3, linewidth=0.7)
+    axes.set_ylim(bottom=0)
+
+
+def draw(sketch: Sketch, forms: Sequence[str]) -> dict[str, bytes]:
+    """Draw a figure once and give it in each form: svg, png, pdf."""
+    with drawing(sketch.rows, sketch.columns, sketch.width, sketch.height) as (picture, axes):
+        sketch.paint(axes)
+        add_legend(picture, axes)
+        return {form: to_svg(picture).encode() if form == "svg" else to_picture(picture, form) for form in forms}
+
+
+def add_legend(picture: Drawing, axes: Sequence[Axes]) -> None:
+    """One legend above all axes, with every label once."""
+    entries: dict[str, Any] = {}
+    for part in axes:
+        handles, labels = part.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    if entries:
+        columns = min(len(entries), 4)
+        picture.legend(list(entries.values()), list(entries), loc="outside upper left", ncols=columns, fontsize=9)
