@@ -1,254 +1,124 @@
-"""What a run looks like afterwards: training curves as a picture, and the scores before and after as a table.
+"""`ppp report`: tables, figures and one HTML page of runs.
 
-Reads what the trainer and `evaluate.py` wrote, `metrics.jsonl` and `summary.json`; loads no model and plays no session.
-Names of metrics are in one table below. The command line is in `cli.py`.
+Options only: what is in a report is put together in `reporting/build_report.py`; the page is served while a run goes on
+by `reporting/watch.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # a run is reported on machines without a display
-from matplotlib import pyplot
-
-from ppp.run_log import METRICS_FILE
+from ppp.checks import check_at_least, refuse
+from ppp.reporting.build_report import ALL_FORMATS, PAGE, Built, build_report, write_files
+from ppp.reporting.figures import PICTURES, write_overview
+from ppp.reporting.formats import to_markdown
+from ppp.reporting.runs import split_argument
+from ppp.reporting.watch import serve
 from ppp.types import RecipeError
 
-logger = logging.getLogger(__name__)
-
-SUMMARY_FILE = "summary.json"
 CURVES_FILE = "curves.png"
 TABLE_FILE = "table.md"
+DEFAULT_FORMATS = (PAGE, "md", "tex", "csv", "svg")
 
-# What is plotted: panel -> key in metrics.jsonl -> (label, colour). Colours tell apart also without red and green.
-SCORE_KEYS = {
-    "productivity": ("productivity", "#0072b2"),
-    "proactivity": ("proactivity", "#d55e00"),
-    "personalization": ("personalization", "#009e73"),
-}
-ASK_KEYS = {
-    "ask_ratio/vague": ("vague prompts", "#0072b2"),
-    "ask_ratio/precise": ("precise prompts", "#d55e00"),
-}
-EFFORT_KEYS = {
-    "effort/low": ("low", "#a6cee3"),
-    "effort/medium": ("medium", "#e6ab02"),
-    "effort/high": ("high", "#b2182b"),
-}
+LONG_TABLES = ("preferences", "behaviour", "table_2_", "training_")  # in their files, not on the screen
 
-SLICES = {
-    "vague_seen": "vague, seen preferences",
-    "vague_unseen": "vague, unseen preferences",
-    "precise": "precise",
-}
-TABLE_ROWS = ("productivity", "proactivity", "personalization", "ask_ratio", "ask_ratio_willing")
-EFFORTS = ("low", "medium", "high")
-
-Summary = Mapping[str, Any]  # slice -> scores, as `ppp evaluate` writes them
+DESCRIPTION = (
+    "Tables and figures of runs, and one HTML page with every conversation. A RUN is the folder of an evaluation, of a "
+    "training run, of a quickstart, or one that holds several of them at any depth. Without --output the tables and "
+    f"the training curves are written into the first RUN, as {TABLE_FILE} and {CURVES_FILE}."
+)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read `metrics.jsonl` in the order of steps; of a step that a resumed run repeated, the later line counts per key.
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options, checked.
 
     Raises:
-        RecipeError: no such file, or a line other than the last (which a killed run may have cut) is not JSON.
+        RecipeError: a value that is not allowed.
     """
-    if not path.is_file():
-        raise RecipeError(
-            f"run folder: {str(path)!r} does not exist; allowed is a folder in which a run left {METRICS_FILE}"
-        )
-    lines = path.read_text(encoding="utf-8").splitlines()
-    by_step: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                logger.warning("%s: the last line was cut off and is left out", path)
-                break
-            raise RecipeError(
-                f"{path}, line {number}: not JSON ({error.msg}); allowed is one JSON object a line"
-            ) from None
-        by_step.setdefault(int(record["step"]), {}).update(record)
-    return [by_step[step] for step in sorted(by_step)]
+    parser = argparse.ArgumentParser(prog="ppp report", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument(
+        "runs", nargs="+", metavar="[NAME=]RUN", help="folder, with the name that it gets in the report"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="X.html",
+        help="the page to write; tables go into X_tables and figures into X_figures beside it",
+    )
+    parser.add_argument(
+        "--formats",
+        default=",".join(DEFAULT_FORMATS),
+        help=f"what to write, of {', '.join(ALL_FORMATS)}, separated by commas (default: %(default)s)",
+    )
+    parser.add_argument("--max_sessions", type=int, default=20_000, help="that the page holds (default: %(default)s)")
+    parser.add_argument(
+        "--watch", action="store_true", help="serve the page on 127.0.0.1 while a run goes on, until Ctrl-C"
+    )
+    parser.add_argument("--port", type=int, default=0, help="of --watch (default: a free one)")
+    own = parser.parse_args(argv)
+    check_at_least("max_sessions", own.max_sessions, 0)
+    own.formats = list(dict.fromkeys(own.formats.split(",")))
+    for form in own.formats:
+        if form not in ALL_FORMATS:
+            raise refuse("formats", form, f"allowed are {', '.join(ALL_FORMATS)}, separated by commas")
+    if own.output is not None and (own.output.is_dir() or not own.output.parent.is_dir()):
+        raise refuse("output", str(own.output), "must be a file in a folder that exists")
+    return own
 
 
-def series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one metric, without the steps at which it was not measured."""
-    pairs = [(record["step"], record[key]) for record in metrics if isinstance(record.get(key), int | float)]
-    pairs = [(step, value) for step, value in pairs if math.isfinite(value)]
-    return [step for step, _ in pairs], [float(value) for _, value in pairs]
+def first_folder(arguments: Sequence[str]) -> Path:
+    return split_argument(arguments[0])[1]
 
 
-def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Centred moving mean of `window` values, narrower at both ends; same length."""
-    half = window // 2
-    spans = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
-    return [sum(span) / len(span) for span in spans]
+def write_beside(built: Built, folder: Path) -> list[Path]:
+    """The tables as one Markdown file in a run's own folder, and the curves of its training if it has one."""
+    table = folder / TABLE_FILE
+    table.write_text("\n".join(map(to_markdown, built.tables)), encoding="utf-8")
+    trained = [run for run in built.runs.trainings if run.metrics]
+    if not trained:
+        return [table]
+    curves = folder / CURVES_FILE
+    write_overview(trained[0], curves)
+    return [table, curves]
 
 
-def plot_curves(metrics: Sequence[Mapping[str, Any]], path: Path, title: str = "PPP training") -> None:
-    """Draw the three scores, the ask ratios, and the questions per session stacked by effort, over training steps."""
-    window = max(1, len(metrics) // 15)
-    style = {
-        "axes.grid": True,
-        "grid.alpha": 0.3,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "font.size": 10,
-    }
-    with pyplot.rc_context(style):
-        figure, (scores, asks, efforts) = pyplot.subplots(
-            1, 3, figsize=(15, 4.4), facecolor="white", layout="constrained"
-        )
-        _draw_lines(scores, metrics, SCORE_KEYS, window)
-        scores.set(title="Scores, vague prompts", ylabel="percent", ylim=(-2, 102))
-        _draw_lines(asks, metrics, ASK_KEYS, window)
-        asks.set(title="Sessions with at least one question", ylabel="percent", ylim=(-2, 102))
-        _draw_stack(efforts, metrics, window)
-        efforts.set(title="Questions per session by effort, vague prompts", ylabel="questions per session")
-        for axes in (scores, asks, efforts):
-            axes.set_xlabel("training step")
-            if axes.get_legend_handles_labels()[0]:
-                axes.legend(frameon=False)
-        figure.suptitle(f"{title} (lines: moving mean of {window} steps)", fontsize=12)
-        figure.savefig(path, dpi=130)
-        pyplot.close(figure)
-
-
-def _draw_lines(
-    axes: Any, metrics: Sequence[Mapping[str, Any]], keys: Mapping[str, tuple[str, str]], window: int
-) -> None:
-    for key, (label, colour) in keys.items():
-        steps, values = series(metrics, key)
-        if values:
-            axes.plot(steps, values, color=colour, alpha=0.2, linewidth=0.8)
-            axes.plot(steps, smooth(values, window), color=colour, linewidth=2, label=label)
-
-
-def _draw_stack(axes: Any, metrics: Sequence[Mapping[str, Any]], window: int) -> None:
-    complete = [record for record in metrics if all(series([record], key)[1] for key in EFFORT_KEYS)]
-    if not complete:
-        return
-    raw = [series(complete, key)[1] for key in EFFORT_KEYS]
-    steps = [record["step"] for record in complete]
-    labels, colours = zip(*EFFORT_KEYS.values(), strict=True)
-    axes.stackplot(steps, [smooth(values, window) for values in raw], labels=labels, colors=colours, alpha=0.9)
-    axes.plot(steps, [sum(column) for column in zip(*raw, strict=True)], color="black", alpha=0.2, linewidth=0.8)
-    axes.set_ylim(bottom=0)
-
-
-def training_table(metrics: Sequence[Mapping[str, Any]], num_parts: int = 10) -> str:
-    """The same curves in numbers: the mean of each metric over successive parts of the training, as Markdown."""
-    keys = {**SCORE_KEYS, **{key: (f"asks, {label}", "") for key, (label, _) in ASK_KEYS.items()}}
-    keys |= {key: (f"{label} effort", "") for key, (label, _) in EFFORT_KEYS.items()}
-    measured = [record for record in metrics if any(key in record for key in keys)]
-    num_parts = min(num_parts, len(measured))
-    rows = []
-    for part in range(num_parts):
-        span = measured[part * len(measured) // num_parts : (part + 1) * len(measured) // num_parts]
-        cells = [f"{span[0]['step']}-{span[-1]['step']}"]
-        for key in keys:
-            values = series(span, key)[1]
-            digits = 2 if key in EFFORT_KEYS else 1
-            cells.append(f"{sum(values) / len(values):.{digits}f}" if values else "-")
-        rows.append(cells)
-    return markdown_table(["steps", *(label for label, _ in keys.values())], rows)
-
-
-def before_after_table(before: Summary, after: Summary, others: Mapping[str, Summary] | None = None) -> str:
-    """The scores before and after training, their difference, and those of other policies beside them, as Markdown.
-
-    Args:
-        before, after: slice -> scores, in percent; effort in questions per session.
-        others: name of a policy -> its scores on the same sessions.
-    """
-    others = others or {}
-    rows = []
-    for name, label in SLICES.items():
-        columns = [summary.get(name) for summary in (before, after, *others.values())]
-        if columns[0] is None or columns[1] is None:
-            continue
-        for row in (*TABLE_ROWS, *(f"effort.{effort}" for effort in EFFORTS), "num_sessions"):
-            values = [_lookup(column, row) for column in columns]
-            digits = 0 if row == "num_sessions" else 2 if row.startswith("effort.") else 1
-            cells = ["-" if value is None else f"{value:.{digits}f}" for value in values]
-            first, second = values[:2]
-            change = "" if first is None or second is None or row == "num_sessions" else f"{second - first:+.{digits}f}"
-            title = row.replace("effort.", "questions, effort ").replace("num_sessions", "sessions").replace("_", " ")
-            rows.append([label, title, cells[0], cells[1], change, *cells[2:]])
-    return markdown_table(["sessions", "metric", "before", "after", "change", *others], rows, left=2)
-
-
-def _lookup(scores: Any, row: str) -> float | None:
-    for key in row.split("."):
-        scores = None if scores is None else scores.get(key)
-    return None if scores is None else float(scores)
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Markdown that reads well as plain text too: padded columns, the first `left` of them aligned to the left."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return f"| {' | '.join(padded)} |"
-
-    rule = (("-" * width) if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths))
-    return "\n".join([line(header), f"| {' | '.join(rule)} |", *(line(row) for row in rows)])
-
-
-def report_run(run_dir: Path) -> str:
-    """Write the plots and tables of a run into its folder and return the tables as text.
-
-    A quickstart's folder holds its training run in `train/`; a training run's folder is accepted as it is.
+def report(own: argparse.Namespace) -> None:
+    """Write what was asked for, and show the tables.
 
     Raises:
-        RecipeError: the folder holds no `metrics.jsonl` and no `summary.json` with scores before and after.
+        RecipeError: there is nothing to report on, or runs that do not go together.
     """
-    train_dir = run_dir if (run_dir / METRICS_FILE).is_file() else run_dir / "train"
-    summary_path = run_dir / SUMMARY_FILE
-    summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.is_file() else {}
-    parts = []
-    if "before" in summary and "after" in summary:
-        parts.append(before_after_table(summary["before"], summary["after"], summary.get("policies")))
-    if (train_dir / METRICS_FILE).is_file() or not parts:
-        metrics = read_metrics(train_dir / METRICS_FILE)
-        plot_curves(metrics, run_dir / CURVES_FILE)
-        parts.append(training_table(metrics))
-    text = "\n\n".join(parts) + "\n"
-    (run_dir / TABLE_FILE).write_text(text, encoding="utf-8")
-    return text
+    if own.watch:
+        folders = [split_argument(run)[1] for run in own.runs]
+        serve(lambda: build_report(own.runs, own.max_sessions).report, folders, own.port)
+        if own.output is None:
+            return
+    forms = [form for form in own.formats if form in PICTURES] if own.output is not None else []
+    built = build_report(own.runs, own.max_sessions if own.output is not None else 0, forms)
+    if own.output is not None:
+        written = write_files(built, own.output, own.formats)
+    else:
+        written = write_beside(built, first_folder(own.runs))
+    sys.stdout.write("\n".join(to_markdown(table) for table in built.tables if not table.name.startswith(LONG_TABLES)))
+    for problem in built.report.problems:
+        sys.stderr.write(f"ppp report: {problem}\n")
+    for name, reason in built.left_out.items():
+        sys.stdout.write(f"\nfigure {name} is left out: {reason}")
+    sys.stdout.write("\n\n" + "".join(f"written: {path}\n" for path in written))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`ppp report RUN_DIR`: write plots and tables, and show the tables. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="ppp report", description="Plots and tables of a run.")
-    parser.add_argument("run_dir", type=Path, help="folder of a training run or of a quickstart")
-    arguments = parser.parse_args(argv)
+    """`ppp report RUN... [--output X.html]`. Returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        text = report_run(arguments.run_dir)
+        report(parse_arguments(argv))
     except RecipeError as error:
         sys.stderr.write(f"ppp report: {error}\n")
         return 2
-    sys.stdout.write(text)
-    sys.stdout.write(f"\nwritten: {arguments.run_dir / TABLE_FILE}\n")
-    if (arguments.run_dir / CURVES_FILE).is_file():
-        sys.stdout.write(f"curves: {arguments.run_dir / CURVES_FILE}\n")
     return 0
 
 

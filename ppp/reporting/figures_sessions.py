@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from ppp.evaluation.records import failed
-from ppp.reporting.plots import COLOURS, Curve, Sketch, draw_bars, draw_lines
+from ppp.reporting.plots import COLOURS, Curve, Sketch, draw_bars, draw_histogram, draw_lines
 from ppp.reporting.run_types import Evaluation, Runs
 from ppp.reporting.tables_scores import SETTING_PREFERENCE, SETTINGS, by_setting
 
-NUM_TENTHS = 10
 MAX_BARS = 12  # runs in a figure of bars
 MAX_CURVES = len(COLOURS)
 MAX_TURNS = 12  # sessions that are longer stand together
@@ -85,17 +85,15 @@ def question_positions(runs: Runs) -> Sketch | str:
     }
     if not asking:
         return "no evaluation in which a question was asked"
-    centres = [(tenth + 0.5) / NUM_TENTHS for tenth in range(NUM_TENTHS)]
-    curves: dict[str, Curve] = {
-        name: (centres, [100 * count / sum(tenths) for count in tenths])
-        for name, tenths in list(asking.items())[-MAX_CURVES:]
+    shares = {
+        name: [100 * count / sum(tenths) for count in tenths] for name, tenths in list(asking.items())[-MAX_CURVES:]
     }
 
     def paint(panels: Sequence[Axes]) -> None:
-        draw_lines(panels[0], curves, marker="o")
-        panels[0].set(xlim=(0, 1), ylim=(-2, 102), ylabel="percent of questions", xlabel="position in the session")
+        draw_histogram(panels[0], shares, runs.looks)
+        panels[0].set(xlim=(0, 1), ylim=(0, 102), ylabel="percent of questions", xlabel="position in the session")
 
-    text = "Vague prompts. 0 is the first turn, 1 the end of the session."
+    text = "Vague prompts, by tenths of a session. 0 is the first turn, 1 the end of the session."
     return Sketch("When questions are asked", text, 1, 1, 3.4, paint)
 
 
@@ -107,7 +105,8 @@ def score_by_turns(runs: Runs) -> Sketch | str:
         return f"no evaluation with {MIN_SESSIONS} sessions each of different lengths"
 
     def paint(panels: Sequence[Axes]) -> None:
-        draw_lines(panels[0], curves, marker="o")
+        draw_lines(panels[0], curves, runs.looks, marker="o")
+        panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[0].set(ylim=(-2, 102), ylabel="productivity, percent", xlabel="turns of the session")
 
     text = f"Vague prompts; points of at least {MIN_SESSIONS} sessions. {MAX_TURNS} stands for {MAX_TURNS} or more."

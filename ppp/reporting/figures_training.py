@@ -12,7 +12,7 @@ from itertools import zip_longest
 from matplotlib.axes import Axes
 
 from ppp.preferences import UNSEEN
-from ppp.reporting.plots import COLOURS, Curve, Sketch, draw_lines, draw_stack, shown
+from ppp.reporting.plots import Curve, Sketch, draw_lines, draw_stack, look, shown
 from ppp.reporting.run_types import SCORES, Runs, Training, series
 from ppp.types import Effort
 
@@ -22,6 +22,8 @@ EVALUATED = "eval_"  # prefix of what a training measured on its held-out sessio
 
 EFFORT_KEYS = {effort.label: f"effort/{effort.label}" for effort in Effort}
 ASK_KEYS = {"vague prompts": "ask_ratio/vague", "precise prompts": "ask_ratio/precise"}
+ASK_LOOKS = {"vague prompts": 1, "precise prompts": 0}
+SCORE_LOOKS = {score: number for number, score in enumerate(SCORES)}
 
 
 def curves_of(trainings: Sequence[Training], key: str) -> dict[str, Curve]:
@@ -41,14 +43,18 @@ def learning_curves(runs: Runs) -> Sketch | str:
 
     def paint(panels: Sequence[Axes]) -> None:
         for axes, score in zip(panels, SCORES, strict=True):
-            draw_lines(axes, curves_of(trainings, score), smoothed=True)
-            for index, (steps, values) in enumerate(curves_of(trainings, f"{EVALUATED}{score}").values()):
-                axes.plot(steps, values, "D", color=COLOURS[index], markersize=4)
+            draw_lines(axes, curves_of(trainings, score), runs.looks, smoothed=True)
+            for name, (steps, values) in curves_of(trainings, f"{EVALUATED}{score}").items():
+                axes.plot(steps, values, "D", color=look(runs.looks[name])[0], markersize=4)
             axes.set(title=score, xlabel="training step", ylim=(-2, 102))
         panels[0].set_ylabel("percent")
 
     text = "Vague prompts. Lines: moving mean over the sessions of training. Diamonds: held-out sessions."
     return Sketch("Scores over training", text, 1, 3, 3.4, paint)
+
+
+def ask_curves(run: Training) -> dict[str, Curve]:
+    return {label: series(run.metrics, key) for label, key in ASK_KEYS.items()}
 
 
 def ask_ratios(runs: Runs) -> Sketch | str:
@@ -59,7 +65,9 @@ def ask_ratios(runs: Runs) -> Sketch | str:
 
     def paint(panels: Sequence[Axes]) -> None:
         for axes, run in zip(panels, trainings, strict=True):
-            draw_lines(axes, {label: series(run.metrics, key) for label, key in ASK_KEYS.items()}, smoothed=True)
+            draw_lines(
+                axes, {label: series(run.metrics, key) for label, key in ASK_KEYS.items()}, ASK_LOOKS, smoothed=True
+            )
             axes.set(title=shown(run.name), xlabel="training step", ylim=(-2, 102))
         panels[0].set_ylabel("percent")
 
@@ -110,7 +118,7 @@ def unseen_preferences(runs: Runs) -> Sketch | str:
             if preference is None:
                 axes.set_axis_off()
                 continue
-            draw_lines(axes, curves_of(trainings, measured[preference]), marker="o")
+            draw_lines(axes, curves_of(trainings, measured[preference]), runs.looks, marker="o")
             axes.set(title=preference, ylim=(-4, 104))
         for place in range(0, len(panels), 4):
             panels[place].set_ylabel("percent")
@@ -126,9 +134,9 @@ def overview(run: Training) -> Sketch:
 
     def paint(panels: Sequence[Axes]) -> None:
         scores, asks, stack = panels
-        draw_lines(scores, {score: series(run.metrics, score) for score in SCORES}, smoothed=True)
+        draw_lines(scores, {score: series(run.metrics, score) for score in SCORES}, SCORE_LOOKS, smoothed=True)
         scores.set(title="Scores, vague prompts", ylabel="percent", ylim=(-2, 102))
-        draw_lines(asks, {label: series(run.metrics, key) for label, key in ASK_KEYS.items()}, smoothed=True)
+        draw_lines(asks, ask_curves(run), ASK_LOOKS, smoothed=True)
         asks.set(title="Sessions with at least one question", ylabel="percent", ylim=(-2, 102))
         steps, layers = complete_efforts(run)
         if steps:

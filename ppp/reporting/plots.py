@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")  # a run is reported on machines without a display
-from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
@@ -64,21 +61,12 @@ class Sketch:
 
 
 @contextmanager
-def drawing(
-    rows: int, columns: int, width: float, height: float, **options: Any
-) -> Iterator[tuple[Drawing, list[Axes]]]:
-    """A drawing of rows by columns of axes in the style of all figures; it is closed afterwards.
-
-    Args:
-        width, height: of the whole, in inches.
-        options: of `pyplot.subplots`.
-    """
-    with pyplot.rc_context(STYLE):
-        picture, grid = pyplot.subplots(rows, columns, figsize=(width, height), squeeze=False, **options)
-        try:
-            yield picture, [axes for row in grid for axes in row]
-        finally:
-            pyplot.close(picture)
+def drawing(sketch: Sketch) -> Iterator[tuple[Drawing, list[Axes]]]:
+    """The empty axes of a figure, in the style of all figures for as long as it is drawn and written."""
+    with matplotlib.rc_context(STYLE):
+        picture = Drawing(figsize=(sketch.width, sketch.height))
+        grid = picture.subplots(sketch.rows, sketch.columns, squeeze=False)
+        yield picture, [axes for row in grid for axes in row]
 
 
 def to_svg(picture: Drawing) -> str:
@@ -117,17 +105,40 @@ def window_of(values: Sequence[float]) -> int:
     return max(1, len(values) // 15)
 
 
-def draw_lines(axes: Axes, curves: Mapping[str, Curve], *, smoothed: bool = False, marker: str | None = None) -> None:
-    """One line per name, in the order of the colours; smoothed it is a moving mean, over the values in pale."""
-    for index, (label, (steps, values)) in enumerate(curves.items()):
-        look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)]}
+def draw_lines(
+    axes: Axes,
+    curves: Mapping[str, Curve],
+    looks: Mapping[str, int],
+    *,
+    smoothed: bool = False,
+    marker: str | None = None,
+) -> None:
+    """One line per name; smoothed it is a moving mean, over the values in pale.
+
+    Args:
+        looks: name -> number of its colour and dashes, the same in all figures.
+    """
+    for label, (steps, values) in curves.items():
         if not values:
             continue
+        colour, dash = look(looks[label])
         if smoothed:
-            axes.plot(steps, values, **look, alpha=0.25, linewidth=0.7)
+            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.7)
         line = smooth(values, window_of(values)) if smoothed else values
-        dash = DASHES[index % len(DASHES)]
-        axes.plot(steps, line, **look, linestyle=dash, marker=marker, markersize=4, label=shown(label))
+        axes.plot(steps, line, color=colour, linestyle=dash, marker=marker, markersize=4, label=shown(label))
+
+
+def draw_histogram(axes: Axes, shares: Mapping[str, Sequence[float]], looks: Mapping[str, int]) -> None:
+    """Outlines over 0 to 1, cut into as many parts as there are values."""
+    for label, values in shares.items():
+        colour, dash = look(looks[label])
+        edges = [place / len(values) for place in range(len(values) + 1)]
+        axes.stairs(values, edges, color=colour, linestyle=dash, linewidth=1.8, label=shown(label))
+
+
+def look(number: int) -> tuple[str, Any]:
+    """Colour and dashes; after a round of colours the dashes differ."""
+    return COLOURS[number % len(COLOURS)], DASHES[(number + number // len(COLOURS)) % len(DASHES)]
 
 
 def draw_bars(
@@ -164,7 +175,7 @@ def draw_stack(axes: Axes, steps: Sequence[float], layers: Mapping[str, Sequence
 
 def draw(sketch: Sketch, forms: Sequence[str]) -> dict[str, bytes]:
     """Draw a figure once and give it in each form: svg, png, pdf."""
-    with drawing(sketch.rows, sketch.columns, sketch.width, sketch.height) as (picture, axes):
+    with drawing(sketch) as (picture, axes):
         sketch.paint(axes)
         add_legend(picture, axes)
         return {form: to_svg(picture).encode() if form == "svg" else to_picture(picture, form) for form in forms}

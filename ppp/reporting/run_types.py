@@ -136,6 +136,12 @@ class Runs:
     problems: Sequence[str] = ()
 
     @property
+    def looks(self) -> dict[str, int]:
+        """Name of a run -> number of its colour, the same in all figures; a training shares it with its evaluation."""
+        names = dict.fromkeys([run.name for run in (*self.trainings, *self.evaluations)])
+        return {name: number for number, name in enumerate(names)}
+
+    @property
     def main(self) -> Evaluation | None:
         """The evaluation whose scores stand at the top: the one called after, otherwise the last."""
         chosen = [run for run in self.evaluations if run.folder.name != BASELINE_FOLDER]

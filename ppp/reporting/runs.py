@@ -135,9 +135,15 @@ def read_evaluation(label: str, folder: Path, problems: list[str]) -> Evaluation
     path = folder / RESULTS_FILE
     results = read_records(path) if path.is_file() else Results(path, [], [])
     tell_damage(path, results.damaged, problems)
+    # In the order of the plan and not in which sessions ended: sums then are the same to the last digit.
+    results.records.sort(key=lambda record: (record["row"], record["copy"], record["task_id"]))
+    manifest = read_manifest(folder / MANIFEST_FILE, problems)
+    planned = (manifest.get("sessions") or {}).get("total", 0)
     if not results.records:
         problems.append(f"{label}: the evaluation holds no session yet.")
-    return Evaluation(label, folder, read_manifest(folder / MANIFEST_FILE, problems), results)
+    elif len(results.records) < planned:
+        problems.append(f"{label}: {len(results.records)} of {planned} sessions have been played so far.")
+    return Evaluation(label, folder, manifest, results)
 
 
 def read_manifest(path: Path, problems: list[str]) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def read_tokens(folders: Sequence[Path], problems: list[str]) -> dict[Path, dict[Key, Any]]:
-    """Folder -> session -> its line of `tokens.jsonl`; at most `MAX_TOKENS` in all, as many of one run as of another."""
+    """Folder -> session -> its line of `tokens.jsonl`; at most `MAX_TOKENS` in all, shared by the runs."""
     paths = [folder / TOKENS_FILE for folder in folders if (folder / TOKENS_FILE).is_file()]
     sizes = [count_lines(path) for path in paths]
     return {

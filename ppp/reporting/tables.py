@@ -73,7 +73,7 @@ def behaviour(runs: Runs) -> list[Table]:
 def behaviour_cells(scores: dict[str, Any]) -> list[str]:
     intervals = scores["intervals"]
     cells = [estimate(scores[key], intervals.get(key), digits) for key, digits in BEHAVIOUR_COLUMNS.values()]
-    cells += [number(scores["effort"][effort.label], 2) for effort in Effort]
+    cells += [estimate(scores["effort"][effort.label], intervals.get(f"effort/{effort.label}"), 2) for effort in Effort]
     return [*cells, str(scores["num_sessions"]), str(scores["num_failed"])]
 
 

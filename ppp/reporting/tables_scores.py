@@ -184,16 +184,17 @@ def change_rows(group: str, before: Evaluation, after: Evaluation, paired: Mappi
         cells = [estimate(scores[metric], scores["intervals"].get(metric), digits) for scores in (old, new)]
         rows.append([label, metric.replace("_", " "), *cells, change_cell(group, metric, digits, paired)])
     for effort in EFFORTS:
-        values = [scores["effort"][effort] for scores in (old, new)]
-        known = [value for value in values if value is not None]
-        change = number(known[1] - known[0], 2, sign=True) if len(known) == 2 else MISSING
-        rows.append([label, f"questions, {effort} effort", *(number(value, 2) for value in values), change])
+        metric = f"effort/{effort}"
+        cells = [estimate(scores["effort"][effort], scores["intervals"].get(metric), 2) for scores in (old, new)]
+        rows.append([label, f"questions, {effort} effort", *cells, change_cell(group, metric, 2, paired)])
+    pairs = paired["groups"].get(group, {}).get("num_pairs", 0)
     counts = [str(scores["num_sessions"]) for scores in (old, new)]
-    return [*rows, [label, "sessions", *counts, ""]]
+    return [*rows, [label, "sessions", *counts, f"{pairs} pairs"]]
 
 
 def change_cell(group: str, metric: str, digits: int, paired: Mapping[str, Any]) -> str:
-    """The difference of a metric with its interval."""
-    found = paired.get(group) or {}
-    value = found.get(metric)
-    return estimate(value, (found.get("intervals") or {}).get(metric), digits, sign=True)
+    """The difference of a metric with its interval, over the sessions that both played."""
+    found = paired["groups"].get(group)
+    if found is None:
+        return MISSING
+    return estimate(found["difference"][metric], found["intervals"][metric], digits, sign=True)
