@@ -28,7 +28,7 @@ MAX_EXCERPT_CHARS = 160
 
 # Words of ours rather than of a model or a person: they stay in the structure, where no search looks.
 LABEL_KEYS = frozenset(
-    {
+    (
         "mode",
         "environment",
         "preference",
@@ -38,7 +38,7 @@ LABEL_KEYS = frozenset(
         "effort",
         "decided_by",
         "slice",
-    }
+    )
 )
 
 
@@ -88,7 +88,7 @@ class Column:
 
     @classmethod
     def of(cls, values: Iterable[str], known: Sequence[str] = ()) -> Column:
-        """Values in the order known beforehand, the others in the order of their first session; unused ones left out."""
+        """Values in the order known beforehand, then in that of their first session; unused ones are left out."""
         texts = [value[:MAX_LABEL_CHARS] for value in values]
         found = dict.fromkeys(texts)
         ordered = [value for value in known if value in found]
@@ -208,11 +208,10 @@ def pack(text: str) -> str:
     return base64.b64encode(zlib.compress(text.encode("utf-8", "backslashreplace"), 6)).decode("ascii")
 
 
-_FORMATTING = "".join(
-    map(chr, (*range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x2070), 0xFEFF, 0xAD, 0x61C))
-)
+# Control, format and separating characters, halves of surrogate pairs, and others that show nothing.
 _UNSEEN = re.compile(
-    f"[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f{_FORMATTING}\\ufff0-\\ufffb\\ud800-\\udfff\\U000e0000-\\U000e0fff]"
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
+    r"\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\uffff\ud800-\udfff\U000e0000-\U000e0fff]"
 )
 
 

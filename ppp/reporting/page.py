@@ -1,8 +1,8 @@
 """One HTML file with everything that a report holds: scores, figures, tables, and each session as a conversation.
 
-The file needs no network and no other file. What models and users said stands in it as compressed data (`blocks.py`) and
-reaches the page as text only; the policy in its head lets nothing run but the script that is hashed there. Where it is
-served while a run goes on: `watch.py`.
+The file needs no network and no other file. What models and users said stands in it as compressed data (`blocks.py`)
+and reaches the page as text only; the policy in its head lets nothing run but the script that is hashed there. Where
+it is served while a run goes on: `watch.py`.
 """
 
 from __future__ import annotations
@@ -33,27 +33,32 @@ THEME_SCRIPT = "theme.js"  # runs in the head, before anything is painted
 SCRIPTS = ("text.js", "data.js", "state.js", "list.js", "reward.js", "session.js", "tokens.js", "main.js")
 
 
-def write_page(report: Report, path: Path, *, watch: bool = False) -> None:
+def write_page(report: Report, path: Path, *, watch: bool = False) -> str:
     """Write the page of a report; a page that was there is replaced in one go.
 
     Args:
         path: the file to write; its folder exists.
         watch: the page is served by `watch.py` and asks it for newer versions; otherwise it may not connect anywhere.
+
+    Returns:
+        The version that a watched page tells its server; "" for others.
     """
+    version = uuid.uuid4().hex if watch else ""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.writelines(page_parts(report, watch=watch))
+            file.writelines(page_parts(report, version))
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
         raise
+    return version
 
 
-def page_parts(report: Report, *, watch: bool = False) -> Iterator[str]:
+def page_parts(report: Report, version: str) -> Iterator[str]:
     """The page piece by piece: what is read first comes first, then block after block."""
-    yield render_head(report, watch=watch)
+    yield render_head(report, version)
     counts, lengths = [], []
     for place, (count, length, packed) in enumerate(blocks(report.sessions)):
         counts.append(count)
@@ -70,7 +75,7 @@ def data_element(name: str, packed: str) -> str:
     return f'<script type="application/octet-stream" id="{name}">{packed}</script>\n'
 
 
-def render_head(report: Report, *, watch: bool) -> str:
+def render_head(report: Report, version: str) -> str:
     """The page up to its sessions: the head with its policy, the scores, figures and tables, and the script."""
     theme, script = read_asset(THEME_SCRIPT), page_script()
     environment = jinja2.Environment(
@@ -80,8 +85,8 @@ def render_head(report: Report, *, watch: bool) -> str:
     template = environment.from_string(read_asset(TEMPLATE))
     return template.render(
         report=report,
-        version=uuid.uuid4().hex if watch else "",
-        policy=content_policy([theme, script], watch=watch),
+        version=version,
+        policy=content_policy([theme, script], connects=bool(version)),
         style=Markup("".join(map(read_asset, STYLES))),
         theme=Markup(theme),
         script=Markup(script),
@@ -100,7 +105,7 @@ def page_script() -> str:
     return f'(() => {{\n"use strict";\n{body}\n}})();\n'
 
 
-def content_policy(scripts: list[str], *, watch: bool) -> str:
+def content_policy(scripts: list[str], *, connects: bool) -> str:
     """What the browser lets the page do: run these scripts, show its own styles and embedded pictures, nothing else.
 
     Styles are allowed by place and not by hash, since figures carry them as attributes.
@@ -114,7 +119,7 @@ def content_policy(scripts: list[str], *, watch: bool) -> str:
         "base-uri": "'none'",
         "form-action": "'none'",
     }
-    if watch:
+    if connects:
         rules["connect-src"] = "'self'"
     return "; ".join(f"{name} {value}" for name, value in rules.items())
 

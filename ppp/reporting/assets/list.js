@@ -12,6 +12,7 @@ const page = {
   list: document.getElementById("list"),
   view: document.getElementById("view"),
   browser: document.getElementById("browser"),
+  bar: document.querySelector(".bar"),
 };
 const list = { places: [], counts: [], sizer: make("div", { class: "sizer", role: "presentation" }) };
 

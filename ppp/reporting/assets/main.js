@@ -5,14 +5,21 @@ const POLL_MS = 2000;
 const narrow = matchMedia("(max-width: 860px)");
 let opened = 0; // counts openings, so that a slow one does not overwrite a later one
 
-async function openSession(place, { address = true } = {}) {
+async function openSession(place) {
   const push = !state.session && narrow.matches;
   state.session = data.index.key[place];
-  if (address) writeAddress({ push });
+  writeAddress({ push });
   scrollToSelected();
   showRows();
+  bringIntoSight();
   await showSession();
-  if (address) page.view.scrollTop = 0;
+  page.view.scrollTop = 0;
+}
+
+// The list and the reader fill the window: below the last table they would start half out of sight.
+function bringIntoSight() {
+  const { top } = page.browser.getBoundingClientRect();
+  if (!narrow.matches && top > page.bar.offsetHeight + 1) page.browser.scrollIntoView({ behavior: "instant" });
 }
 
 function closeSession() {
@@ -36,14 +43,20 @@ async function showSession() {
   const place = selectedPlace();
   page.browser.classList.toggle("reading", place >= 0);
   if (place < 0) {
-    const why = state.session ? "The session of this link is not in this file." : "Choose a session to read it.";
-    page.view.replaceChildren(make("p", { class: "hint" }, why));
+    page.view.replaceChildren(state.session ? make("p", { class: "hint" }, "The session of this link is not in this file.") : guide());
     return;
   }
   const tokens = state.view === "tokens" && data.index.sampled.includes(place);
-  const [record, pieces] = await Promise.all([readSession(place), tokens ? readTokens(place) : null]);
+  let record, pieces;
+  try {
+    [record, pieces] = await Promise.all([readSession(place), tokens ? readTokens(place) : null]);
+  } catch (error) {
+    page.view.replaceChildren(make("p", { class: "hint" }, `This session cannot be read, the file is damaged (${error.message}).`));
+    return;
+  }
   if (current !== opened) return;
-  const inside = make("div", { class: "session" }, sessionHead(record, place), tokens ? tokenView(pieces) : conversation(record, place));
+  const body = make("div", { class: "session-body" }, tokens ? tokenView(pieces) : conversation(record, place));
+  const inside = make("div", { class: "session" }, sessionHead(record, place), body);
   inside.dataset.session = state.session;
   page.view.replaceChildren(inside);
 }
@@ -79,7 +92,18 @@ async function followAddress() {
   else refresh({ keep: true });
   scrollToSelected();
   showRows();
+  if (state.session) bringIntoSight();
   await showSession();
+}
+
+// Links within the page: the address keeps what is being looked at.
+function jump(event) {
+  const link = event.target.closest("[data-jump]");
+  if (!link) return;
+  event.preventDefault();
+  const target = document.getElementById(link.dataset.jump);
+  target.scrollIntoView();
+  target.focus({ preventScroll: true });
 }
 
 function showTheme() {
@@ -102,7 +126,7 @@ const KEYS = {
   k: () => moveSelection(-1),
   ArrowDown: () => moveSelection(1),
   ArrowUp: () => moveSelection(-1),
-  "/": () => { page.browser.scrollIntoView(); page.query.focus(); page.query.select(); },
+  "/": () => { bringIntoSight(); page.query.focus(); page.query.select(); },
   t: () => { if (data.index.sampled.includes(selectedPlace())) chooseView(state.view ? "" : "tokens"); },
   Escape: closeSession,
 };
@@ -159,20 +183,25 @@ function takeOver() {
 async function start() {
   await readIndex();
   buildFilters();
+  if (narrow.matches) document.querySelector(".more-filters").open = false;
   page.filters.addEventListener("submit", (event) => event.preventDefault());
   page.query.addEventListener("input", typed);
-  page.query.addEventListener("focus", warmSearch, { once: true });
+  page.query.addEventListener("focus", () => warmSearch(), { once: true });
   page.order.addEventListener("change", () => { state.sort = page.order.value; refresh(); writeAddress(); });
   page.clear.addEventListener("click", clearFilters);
   page.list.addEventListener("scroll", () => requestAnimationFrame(showRows), { passive: true });
   document.getElementById("theme").addEventListener("click", toggleTheme);
   addEventListener("resize", showRows);
+  addEventListener("click", jump);
   addEventListener("keydown", pressed);
   addEventListener("hashchange", followAddress);
   await followAddress();
   takeOver();
+  performance.mark("usable"); // read by the benchmark
   document.documentElement.dataset.ready = "true";
   if (document.documentElement.dataset.version) followRun();
+  warmWhenIdle();
 }
 
-start();
+// A report without sessions has a head, figures and tables, which need no script.
+if (page.list) start();

@@ -180,3 +180,20 @@ function conversation(record, place) {
     recordCard(record),
   ].filter(Boolean);
 }
+
+// What stands in the reader before a session is chosen: how to read the list.
+function guide() {
+  const dot = (kind) => make("span", { class: `ending ${kind}`, "aria-hidden": "true" });
+  const lines = [
+    [[dot("solved"), "solved"], "the task is done completely"],
+    [[dot("partly"), "partly"], "a part of it is done"],
+    [[dot("wrong"), "wrong"], "nothing of it is done"],
+    [[dot("failed"), "failed"], "not the agent's doing; counts in no score"],
+    [make("span", { class: "effort low" }, "low"), "the user had the answer at hand, or nothing was asked"],
+    [make("span", { class: "effort medium" }, "medium"), "the user could not or would not answer"],
+    [make("span", { class: "effort high" }, "high"), "the user had to find something out, or the agent stayed silent and wrong on a vague prompt"],
+  ];
+  return make("div", { class: "guide" },
+    make("h3", {}, "Choose a session to read it"),
+    make("dl", {}, lines.map(([term, text]) => [make("dt", {}, term), make("dd", {}, text)])));
+}
