@@ -12,7 +12,7 @@ import inspect
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -53,16 +53,34 @@ def load_task_rows(field: str, environment: str, options: Mapping[str, Any]) -> 
         RecipeError: unusable options, a missing file, a malformed row (with its line), no rows at all.
     """
     field = f"{field}.{environment}"
+    rows = _checked(field, environment, _read(field, environment, options))
+    if not rows:
+        raise RecipeError(f"{field}: {dict(options)!r} holds no task; at least one is needed")
+    return rows
+
+
+def check_task_rows(field: str, environment: str, raws: Iterable[Any]) -> list[TaskRow]:
+    """Check the task rows of one environment that a program has made itself.
+
+    Raises:
+        RecipeError: a malformed row (with its number, from 1), or no rows at all.
+    """
+    rows = _checked(field, environment, ((f"{field}, row {number}", raw) for number, raw in enumerate(raws, start=1)))
+    if not rows:
+        raise RecipeError(f"{field}: no task; at least one is needed")
+    return rows
+
+
+def _checked(field: str, environment: str, raws: Iterable[tuple[str, Any]]) -> list[TaskRow]:
+    """The rows, each (where it stands, row), as they pass."""
     rows: list[TaskRow] = []
     seen: set[str] = set()
-    for where, raw in _read(field, environment, options):
+    for where, raw in raws:
         row = check_task_row(raw, environment, where)
         if row["task_id"] in seen:
             raise RecipeError(f"{where}: task_id {row['task_id']!r} occurs twice; it must be unique in {field}")
         seen.add(row["task_id"])
         rows.append(row)
-    if not rows:
-        raise RecipeError(f"{field}: {dict(options)!r} holds no task; at least one is needed")
     return rows
 
 

@@ -1,4 +1,5 @@
-"""Entries of the tables that come from outside of the package: the modules that a recipe names in `imports`.
+"""Entries of the tables that come from outside of the package: the modules that a recipe names in `imports`, and what
+a program hands to `UserVille`.
 
 Such a module writes into a table as one of ours would, `PREFERENCES["polite"] = Preference(...)`, when it is imported.
 What can be added, with examples, is in `recipes/adding.md`.
@@ -7,8 +8,9 @@ What can be added, with examples, is in `recipes/adding.md`.
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -70,6 +72,44 @@ def check_entries(
             raise RecipeError(f"imports: {module!r} adds the {kind} {name!r}: {problem}")
 
 
+def add_entry(field: str, kind: str, name: str, entry: Any) -> None:
+    """Put an entry into a table; one that came in this way before is replaced, as when a notebook's cell is run again.
+
+    Args:
+        field: the argument that held it, for messages.
+        kind: a key of `TABLES`.
+
+    Raises:
+        RecipeError: it cannot be used, or there is one of that name already.
+    """
+    table, problem_of = TABLES[kind]
+    if table.get(name) is entry:
+        return
+    problem = problem_of(name, entry)
+    if problem is None and name in table and (kind, name) not in _added:
+        problem = "there is one of that name already; choose another"
+    if problem is not None:
+        raise RecipeError(f"{field}: the {kind} {name!r}: {problem}")
+    table[name] = entry
+    _added.add((kind, name))
+
+
+def add_class(field: str, kind: str, entry: type) -> str:
+    """Put a class into a table under its own name in snake case, and return that name; `DeskEnvironment` is "desk".
+
+    Raises:
+        RecipeError: it cannot be used, or there is one of that name already.
+    """
+    table, _ = TABLES[kind]
+    for name, there in table.items():
+        if there in (entry, f"{entry.__module__}:{entry.__qualname__}"):
+            return name
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", entry.__name__).lower()
+    name = words.removesuffix(f"_{kind}")
+    add_entry(field, kind, name, entry)
+    return name
+
+
 def preference_problem(name: str, entry: Any) -> str | None:
     """What is wrong with an entry of `PREFERENCES`."""
     if not isinstance(entry, Preference):
@@ -91,9 +131,10 @@ def class_problem(base: type, entry: Any) -> str | None:
 
 
 # kind -> (table, what is wrong with one of its entries)
-TABLES: dict[str, tuple[Mapping[str, Any], Callable[[str, Any], str | None]]] = {
+TABLES: dict[str, tuple[MutableMapping[str, Any], Callable[[str, Any], str | None]]] = {
     "environment": (ENVIRONMENTS, lambda name, entry: class_problem(Environment, entry)),
     "user": (USERS, lambda name, entry: class_problem(User, entry)),
     "preference": (PREFERENCES, preference_problem),
     "reward term": (TERMS, lambda name, entry: None if callable(entry) else "it must be a function"),
 }
+_added: set[tuple[str, str]] = set()  # (kind, name) of what `add_entry` put there
