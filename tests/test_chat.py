@@ -17,7 +17,7 @@ import pytest
 from chat_server import FAULTS, ChatServer
 from tenacity import wait_none
 
-from ppp.chat import gateway as chat
+from ppp.chat import limits
 from ppp.chat.cache import ChatCache
 from ppp.chat.failures import redact, retry_after
 from ppp.chat.gateway import ChatEndpoint, ChatGateway, RequestRefusedError
@@ -30,7 +30,7 @@ HELLO = [{"role": "user", "content": "Which file?"}]
 
 @pytest.fixture(autouse=True)
 def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "BACKOFF", wait_none())
+    monkeypatch.setattr(limits, "BACKOFF", wait_none())
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
 

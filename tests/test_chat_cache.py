@@ -14,6 +14,7 @@ from chat_server import ChatServer
 from tenacity import wait_none
 
 from ppp.chat import gateway as chat
+from ppp.chat import limits
 from ppp.chat.cache import VERSION, ChatCache, Recorded, request_key
 from ppp.chat.gateway import ChatEndpoint, ChatGateway
 from ppp.types import InfrastructureError, RecipeError, RunStoppedError
@@ -23,7 +24,7 @@ HELLO = [{"role": "user", "content": "Which file?"}]
 
 @pytest.fixture(autouse=True)
 def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "BACKOFF", wait_none())
+    monkeypatch.setattr(limits, "BACKOFF", wait_none())
 
 
 @pytest.fixture

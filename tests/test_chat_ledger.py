@@ -12,6 +12,7 @@ from chat_server import ChatServer
 from tenacity import wait_none
 
 from ppp.chat import gateway as chat
+from ppp.chat import limits
 from ppp.chat.gateway import ChatEndpoint, ChatGateway
 from ppp.chat.ledger import ChatLedger, Prices, Usage
 from ppp.types import RecipeError, RunStoppedError
@@ -21,7 +22,7 @@ HELLO = [{"role": "user", "content": "one two three four"}]
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "BACKOFF", wait_none())
+    monkeypatch.setattr(limits, "BACKOFF", wait_none())
     monkeypatch.delenv("WORLD_SIZE", raising=False)
 
 

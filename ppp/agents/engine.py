@@ -67,8 +67,8 @@ class MessageEngine(Engine):
         said = turn.text if parsed.call is not None else "".join([turn.text, *(_arguments(c) for c in turn.calls)])
         # Tokens that stand for a turn may be more than it took: its own limit was kept by whoever wrote it.
         token_ids = self.codec.render_turn(said, parsed.call)[: request.max_tokens]
-        finish_reason = "stop" if parsed.closed else "length"
-        return Generation(token_ids, [0.0] * len(token_ids), finish_reason, parsed, turn.num_tokens)
+        logprobs = [0.0] * len(token_ids)
+        return Generation(token_ids, logprobs, "stop" if parsed.closed else "length", parsed, turn.num_tokens)
 
     def conversation(self, task: Task, turns: Sequence[Turn]) -> list[dict[str, Any]]:
         """The session so far, as the protocol has it: every call is followed by its tool message.

@@ -1,5 +1,7 @@
 """What goes to a chat endpoint and what comes back: the fields of a request, and the text and usage of an answer.
 
+An answer is a text (`read_answer`) or the turn of an agent, which may be silent or call tools (`read_turn`).
+
 The forms are those of OpenAI's chat completions, with the liberties that other servers take. `gateway.py` sends them.
 """
 
@@ -10,8 +12,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ppp.chat.cache import Recorded
-from ppp.chat.failures import REPLACED_PARAMETERS, RequestFailure
+from ppp.chat.failures import CONTENT_FILTER, REPLACED_PARAMETERS, RequestFailure
 from ppp.chat.ledger import Usage
+from ppp.chat.messages import read_message
 
 CHARS_PER_TOKEN = 4  # an estimate, used where the endpoint has not counted
 COMPLETION_TOKENS = 256  # an estimate, used where a request has no limit
@@ -20,7 +23,7 @@ COMPLETION_TOKENS = 256  # an estimate, used where a request has no limit
 def encodable(message: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a message whose text can be sent: half a surrogate pair, as JSON arguments may hold, is replaced."""
     copy = dict(message)
-    if isinstance(text := copy.get("content"), str):
+    if isinstance(text := copy.get("content"), str) and not text.isascii():
         copy["content"] = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return copy
 
@@ -42,6 +45,39 @@ def read_answer(content: str, request: Mapping[str, Any]) -> tuple[Recorded, Usa
     Raises:
         RequestFailure: there is no answer in it.
     """
+    message, reason, counts = _fields(content)
+    text = message.get("content")
+    usage = _usage(counts, text if isinstance(text, str) else None, request)
+    if not isinstance(text, str) or not text.strip():
+        kind = reason if reason in ("length", CONTENT_FILTER) else "empty answer"
+        raise RequestFailure(kind, f"an empty answer (finish_reason {reason})", retry=True, usage=usage)
+    return Recorded(text, usage.prompt_tokens, usage.completion_tokens, reason), usage
+
+
+def read_turn(content: str, request: Mapping[str, Any]) -> tuple[Recorded, Usage]:
+    """The turn in a response body, as the text of a `SaidTurn`, and its usage. To say nothing is a turn, too.
+
+    Raises:
+        RequestFailure: there is no turn in it, or a filter of the provider held it back, which asking again would not
+            change.
+    """
+    message, reason, counts = _fields(content)
+    try:
+        text = read_message(message).to_json()
+    except ValueError as problem:
+        raise RequestFailure("invalid body", f"the body holds no assistant message: {problem}", retry=True) from None
+    usage = _usage(counts, text, request)
+    if reason == CONTENT_FILTER:
+        raise RequestFailure(CONTENT_FILTER, f"the answer was held back (finish_reason {reason})", usage=usage)
+    return Recorded(text, usage.prompt_tokens, usage.completion_tokens, reason), usage
+
+
+def _fields(content: str) -> tuple[Mapping[str, Any], str | None, Any]:
+    """Message, finish_reason and usage of a response body.
+
+    Raises:
+        RequestFailure: it is no chat completion.
+    """
     try:
         body = json.loads(content)
     except ValueError:
@@ -50,14 +86,12 @@ def read_answer(content: str, request: Mapping[str, Any]) -> tuple[Recorded, Usa
         raise RequestFailure("error in body", "the body holds an error instead of an answer", retry=True)
     try:
         choice = body["choices"][0]
-        text, reason = choice["message"].get("content"), choice.get("finish_reason")
-        usage = _usage(body.get("usage"), text, request)
+        message, reason = choice["message"], choice.get("finish_reason")
+        if isinstance(message, Mapping):
+            return message, reason if isinstance(reason, str) else None, body.get("usage")
     except (LookupError, TypeError, AttributeError):
-        raise RequestFailure("invalid body", "the body is no chat completion", retry=True) from None
-    if not isinstance(text, str) or not text.strip():
-        kind = reason if reason in ("length", "content_filter") else "empty answer"
-        raise RequestFailure(kind, f"an empty answer (finish_reason {reason})", retry=True, usage=usage)
-    return Recorded(text, usage.prompt_tokens, usage.completion_tokens, reason), usage
+        pass
+    raise RequestFailure("invalid body", "the body is no chat completion", retry=True)
 
 
 def _usage(counts: Any, text: Any, request: Mapping[str, Any]) -> Usage:

@@ -30,7 +30,22 @@ FINAL_STATUS = {  # these never come right during a run
 # `code` or `type` of a 429 that waiting does not cure.
 QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached", "account_deactivated")
 # What endpoints call the settings that some of their models do not have, and what to send instead (None: leave it out).
-REPLACED_PARAMETERS = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
+REPLACED_PARAMETERS = {
+    "max_tokens": "max_completion_tokens",
+    "temperature": None,
+    "seed": None,
+    "parallel_tool_calls": None,
+}
+
+CONTEXT_LENGTH = "context length"  # the kind of a request that is longer than what the model can take in
+CONTENT_FILTER = "content_filter"  # of one that a filter of the provider stopped, as `finish_reason` has it
+TOO_LONG_STATUS = (400, 413, 422, 500)
+# OpenAI and vLLM, SGLang, llama.cpp, Anthropic, Gemini, TGI: each in its own words.
+_TOO_LONG = re.compile(
+    r"context[ _](length|size|window)|max(imum)?[ _]model[ _]len|prompt is too long|input token count .* exceeds|"
+    r"inputs.{0,5} tokens \+ .{0,5}max_new_tokens",
+    re.IGNORECASE,
+)
 
 
 @dataclass(eq=False)
@@ -38,7 +53,8 @@ class RequestFailure(Exception):
     """One request that brought no answer.
 
     Attributes:
-        kind: for the ledger: a status code, "timeout", "cut-off", "connection", "invalid JSON", "empty answer", ...
+        kind: for the ledger: a status code, `CONTEXT_LENGTH`, "timeout", "cut-off", "connection", "invalid JSON",
+            "empty answer", ...
         text: what happened, without secrets, bounded.
         status: HTTP status, None if there was none.
         retry: whether the same request may succeed later.
@@ -108,11 +124,16 @@ def of_status(status: int, headers: Mapping[str, str], content: bytes, key: str 
     is_final = status in FINAL_STATUS or is_quota
     meaning = FINAL_STATUS.get(status, "the quota is used up" if is_quota else "")
     parts = [f"status {status}", f" ({meaning})" if meaning else "", f": {text}" if text else ""]
+    kind = "quota" if is_quota else str(status)
+    if status in TOO_LONG_STATUS and _TOO_LONG.search(message[:MAX_RAW_TEXT]):
+        kind = CONTEXT_LENGTH
+    elif status == 400 and CONTENT_FILTER in code:
+        kind = CONTENT_FILTER
     return RequestFailure(
-        kind="quota" if is_quota else str(status),
+        kind=kind,
         text="".join(parts),
         status=status,
-        retry=not is_final and (status in RETRIED_STATUS or status >= 500),
+        retry=not is_final and kind != CONTEXT_LENGTH and (status in RETRIED_STATUS or status >= 500),
         is_final=is_final,
         retry_after_s=retry_after(headers),
         unsupported=_unsupported(code, parameter, message) if status in (400, 422) else None,

@@ -1,4 +1,5 @@
-"""The gateway to any OpenAI-compatible chat model: one `chat` call in, one text out, or one of two errors.
+"""The gateway to any OpenAI-compatible chat model: one `chat` call in, one text out, or one of two errors. `take_turn`
+is the same for agents, whose turns may call tools.
 
 Around the `openai` package's client (with its aiohttp transport) it puts what a run needs: retries that honour the
 server's wishes, deadlines, rates, a cache, a ledger with a budget, and an end when an endpoint stays away. It knows
@@ -11,40 +12,33 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    retry_if_exception,
-    stop_after_attempt,
-    stop_before_delay,
-    wait_random_exponential,
-)
+from tenacity import AsyncRetrying
 
-from ppp.chat.bodies import encodable, estimate_tokens, read_answer, request_body
+from ppp.chat.bodies import encodable, estimate_tokens, read_answer, read_turn, request_body
 from ppp.chat.cache import ChatCache, Recorded
-from ppp.chat.connection import Connection, remedy
+from ppp.chat.checking import check_endpoint
+from ppp.chat.connection import Connection
 from ppp.chat.endpoint import ChatEndpoint
 from ppp.chat.failures import REPLACED_PARAMETERS, RequestFailure
 from ppp.chat.ledger import ChatLedger, Prices, Usage
-from ppp.chat.limits import OutageWatch
-from ppp.types import InfrastructureError, RecipeError, RunStoppedError
+from ppp.chat.limits import OutageWatch, retrying_calls
+from ppp.chat.messages import SaidTurn
+from ppp.types import InfrastructureError, RunStoppedError
 
-__all__ = ["ChatEndpoint", "ChatGateway", "ChatReply", "RequestRefusedError"]
+__all__ = ["ChatEndpoint", "ChatGateway", "ChatReply", "ChatTurn", "RequestRefusedError"]
 
 logger = logging.getLogger(__name__)
 
 Messages = Sequence[Mapping[str, Any]]
+Read = Callable[[str, Mapping[str, Any]], tuple[Recorded, Usage]]
 
-CHECK_DEADLINE_S = 30.0
-CHECK_RETRIES = 2
-CHECK_MESSAGES = ({"role": "user", "content": "Say OK."},)
-CHECK_MAX_TOKENS = 16
-BACKOFF = wait_random_exponential(multiplier=0.5, max=15)
+PROBE_RETRIES = 2
+CUT_OFF_REASONS = ("length", "max_tokens", "model_context_window_exceeded")
 
 
 class RequestRefusedError(InfrastructureError):
@@ -60,6 +54,16 @@ class ChatReply:
     completion_tokens: int
     cached: bool
     finish_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTurn:
+    """A turn of an agent. `num_tokens`: as the endpoint counts them, thoughts included."""
+
+    said: SaidTurn
+    num_tokens: int
+    is_cut_off: bool
+    cached: bool
 
 
 class ChatGateway:
@@ -116,17 +120,46 @@ class ChatGateway:
                 recorded answer.
         """
         request = self._request(messages, response_format, max_tokens, temperature, seed)
+        answer, cached = await self._answer(request, read_answer)
+        return ChatReply(answer.text, answer.prompt_tokens, answer.completion_tokens, cached, answer.finish_reason)
+
+    async def take_turn(
+        self, messages: Messages, tools: Sequence[Mapping[str, Any]] = (), *, max_tokens: int | None, seed: int
+    ) -> ChatTurn:
+        """Ask for the turn of an agent: a text, calls, both, or nothing at all.
+
+        Args:
+            messages, tools: as the protocol has them; without tools the request does not speak of any.
+            max_tokens: None leaves it to the endpoint.
+            seed: passed on.
+
+        Raises:
+            InfrastructureError, RunStoppedError: as `chat`; of kind `CONTEXT_LENGTH` where the conversation, together
+                with `max_tokens`, is longer than what the model can take in.
+        """
+        request = self._request(messages, None, max_tokens, None, seed)
+        if max_tokens is None:
+            request.pop("max_tokens", None)
+        if tools:
+            request |= {"tools": list(tools), "parallel_tool_calls": False}
+        answer, cached = await self._answer(request, read_turn)
+        is_cut_off = answer.finish_reason in CUT_OFF_REASONS
+        return ChatTurn(SaidTurn.from_json(answer.text), answer.completion_tokens, is_cut_off, cached)
+
+    async def _answer(self, request: Mapping[str, Any], read: Read) -> tuple[Recorded, bool]:
+        """What is read off the answer to a request, and whether it came from the cache."""
         cached = False
         try:
             if self.cache is None:
-                answer = await self._ask(request)
+                answer = await self._ask(request, read)
             else:
-                answer, cached = await self.cache.answer(request, partial(self._ask, request))
+                key = request if read is read_answer else {**request, "read": "turn"}  # what is kept of it differs
+                answer, cached = await self.cache.answer(key, partial(self._ask, request, read))
         except InfrastructureError:
             self.ledger.record(self.endpoint.label, given_up=True)
             raise
         self.ledger.record(self.endpoint.label, cached=cached)
-        return ChatReply(answer.text, answer.prompt_tokens, answer.completion_tokens, cached, answer.finish_reason)
+        return answer, cached
 
     async def check(self) -> None:
         """Send one tiny request, unless answers are replayed, and let the connections go again.
@@ -136,25 +169,27 @@ class ChatGateway:
         """
         if self.cache is not None and self.cache.replays:
             return
-        request = self._request(CHECK_MESSAGES, None, CHECK_MAX_TOKENS, None, None)
-        connection = self._connect()
-        problem = hint = ""
         try:
-            async with asyncio.timeout(CHECK_DEADLINE_S):
-                await _retrying(self.endpoint, CHECK_RETRIES)(self._request_once, connection, request)
-        except RequestFailure as failure:
-            if failure.kind not in ("empty answer", "length"):  # a model that thinks needs more than a tiny request
-                problem = failure.text
-                hint = remedy(self.endpoint, failure)
-                if failure.status == 404 and (names := await connection.models()):
-                    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-                    hint = f"; the models that it offers are {shown}"
-        except TimeoutError:
-            problem = f"no answer within {CHECK_DEADLINE_S:g} s"
+            await check_endpoint(self)
         finally:
             await self.close()
-        if problem:
-            raise RecipeError(f"{self.endpoint.name} cannot be used: {problem.rstrip('.')}{hint}.")
+
+    async def probe(self, messages: Messages, *, max_tokens: int, tools: Sequence[Mapping[str, Any]] = ()) -> SaidTurn:
+        """One small request before anything begins, past the cache, tried again a little.
+
+        Raises:
+            RequestFailure: no answer, and why.
+        """
+        request = self._request(messages, None, max_tokens, None, None)
+        if tools:
+            request |= {"tools": list(tools), "parallel_tool_calls": False}
+        retrying = retrying_calls(self.endpoint, PROBE_RETRIES)
+        recorded: Recorded = await retrying(self._request_once, self._connect(), request, read_turn)
+        return SaidTurn.from_json(recorded.text)
+
+    async def models(self) -> list[str]:
+        """Names of the models that the endpoint offers; none if it does not say."""
+        return await self._connect().models()
 
     async def close(self) -> None:
         """Close the connections of the running event loop; they are opened again when needed."""
@@ -208,17 +243,17 @@ class ChatGateway:
             self._connections[loop] = Connection(self.endpoint)
         return self._connections[loop]
 
-    async def _ask(self, request: Mapping[str, Any]) -> Recorded:
+    async def _ask(self, request: Mapping[str, Any], read: Read) -> Recorded:
         """Attempts until one succeeds, the deadline passes, or the run has to stop."""
         self._raise_if_stopped()
         connection = self._connect()
         error: Exception
         last_failure: list[RequestFailure] = []
-        attempt = partial(self._attempt, connection, request, last_failure)
+        attempt = partial(self._attempt, connection, request, read, last_failure)
         try:
             async with asyncio.timeout(self.endpoint.deadline_s) as deadline:
                 connection.deadlines.add(deadline)
-                retrying = self._idle_retrying.pop() if self._idle_retrying else _retrying(self.endpoint)
+                retrying = self._idle_retrying.pop() if self._idle_retrying else retrying_calls(self.endpoint)
                 try:
                     return await retrying(attempt)
                 finally:
@@ -237,13 +272,13 @@ class ChatGateway:
         raise error
 
     async def _attempt(
-        self, connection: Connection, request: Mapping[str, Any], last_failure: list[RequestFailure]
+        self, connection: Connection, request: Mapping[str, Any], read: Read, last_failure: list[RequestFailure]
     ) -> Recorded:
         """One request, with what its failure means for the run."""
         self._raise_if_stopped()
         started = time.monotonic()
         try:
-            answer = await self._request_once(connection, request)
+            answer = await self._request_once(connection, request, read)
         except RunStoppedError as error:  # the budget; what is under way is paid for and may arrive
             self._stopped = str(error)
             raise
@@ -260,7 +295,7 @@ class ChatGateway:
         self._outage.succeeded()
         return answer
 
-    async def _request_once(self, connection: Connection, request: Mapping[str, Any]) -> Recorded:
+    async def _request_once(self, connection: Connection, request: Mapping[str, Any], read: Read) -> Recorded:
         """Wait for a turn, send, count. A slot is held only while the endpoint works."""
         estimate = estimate_tokens(request)
         if connection.requests is not None:
@@ -275,7 +310,7 @@ class ChatGateway:
             latency_s, failed = None, "cancelled"
             try:
                 content = await self._send(connection, request)
-                answer, usage = read_answer(content, request)
+                answer, usage = read(content, request)
                 failed = "length" if answer.finish_reason == "length" else ""
                 latency_s = time.monotonic() - started
             except RequestFailure as failure:
@@ -317,23 +352,3 @@ class ChatGateway:
     def _raise_if_stopped(self) -> None:
         if self._stopped is not None:
             raise RunStoppedError(self._stopped)
-
-
-def _retrying(endpoint: ChatEndpoint, max_retries: int | None = None) -> AsyncRetrying:
-    """Attempts of one call at a time; a wait that would pass the deadline is not begun."""
-    num_retries = endpoint.max_retries if max_retries is None else max_retries
-    return AsyncRetrying(
-        stop=stop_after_attempt(num_retries + 1) | stop_before_delay(endpoint.deadline_s),
-        wait=_wait,
-        retry=retry_if_exception(lambda error: isinstance(error, RequestFailure) and error.retry),
-        sleep=asyncio.sleep,
-        reraise=True,
-    )
-
-
-def _wait(state: RetryCallState) -> float:
-    """Seconds until the next attempt: what the server asked for and a little more, or a random backoff that grows."""
-    failure = state.outcome.exception() if state.outcome is not None else None
-    if isinstance(failure, RequestFailure) and failure.retry_after_s is not None:
-        return failure.retry_after_s + BACKOFF(state) * min(1.0, failure.retry_after_s / 10)
-    return BACKOFF(state)

@@ -1,6 +1,7 @@
-"""How fast requests may leave, and when an endpoint counts as gone for good.
+"""How fast requests may leave, when to try again, and when an endpoint counts as gone for good.
 
-Both hold for one process: rates are those of the whole run, so each process takes its share. Read `gateway.py` next.
+All of it holds for one process: rates are those of the whole run, so each process takes its share. `gateway.py` is
+next.
 """
 
 from __future__ import annotations
@@ -8,9 +9,20 @@ from __future__ import annotations
 import asyncio
 
 from aiolimiter import AsyncLimiter
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_before_delay,
+    wait_random_exponential,
+)
 
+from ppp.chat.endpoint import ChatEndpoint
+from ppp.chat.failures import RequestFailure
 from ppp.chat.ledger import world_size
 
+BACKOFF = wait_random_exponential(multiplier=0.5, max=15)
 MIN_FAILURES = 3  # in a row before an endpoint can count as gone: one slow request says little
 
 
@@ -70,3 +82,23 @@ class OutageWatch:
         self._last_failure = now
         self._num_failures += 1
         return self._num_failures >= MIN_FAILURES and now - self._since >= self.max_outage_s
+
+
+def retrying_calls(endpoint: ChatEndpoint, max_retries: int | None = None) -> AsyncRetrying:
+    """Attempts of one call at a time; a wait that would pass the deadline is not begun."""
+    num_retries = endpoint.max_retries if max_retries is None else max_retries
+    return AsyncRetrying(
+        stop=stop_after_attempt(num_retries + 1) | stop_before_delay(endpoint.deadline_s),
+        wait=_wait,
+        retry=retry_if_exception(lambda error: isinstance(error, RequestFailure) and error.retry),
+        sleep=asyncio.sleep,
+        reraise=True,
+    )
+
+
+def _wait(state: RetryCallState) -> float:
+    """Seconds until the next attempt: what the server asked for and a little more, or a random backoff that grows."""
+    failure = state.outcome.exception() if state.outcome is not None else None
+    if isinstance(failure, RequestFailure) and failure.retry_after_s is not None:
+        return failure.retry_after_s + BACKOFF(state) * min(1.0, failure.retry_after_s / 10)
+    return BACKOFF(state)
