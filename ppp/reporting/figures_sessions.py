@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ppp.evaluation.records import failed
-from ppp.reporting.plots import COLOURS, Curve, Sketch, draw_bars, draw_histogram, draw_lines
+from ppp.reporting.plots import COLOURS, Curve, Sketch, draw_bars, draw_histogram, draw_lines, share_scale
 from ppp.reporting.run_types import Evaluation, Runs
 from ppp.reporting.tables_scores import SETTING_PREFERENCE, SETTINGS, by_setting
 
@@ -54,9 +54,9 @@ def precise_and_vague(runs: Runs) -> Sketch | str:
         for axes, metric in zip(panels, ("productivity", "ask_ratio"), strict=True):
             paint_bars(axes, groups, metric)
             axes.set_title(metric.replace("_", " "))
-        panels[1].set_yticklabels([])
+        share_scale(panels, 2)
 
-    text = "Black lines: 95 % intervals."
+    text = "Thin lines: 95 % intervals."
     return Sketch("Precise and vague prompts", text, 1, 2, 1.3 + 0.5 * len(both), paint)
 
 
@@ -72,7 +72,7 @@ def three_settings(runs: Runs) -> Sketch | str:
         paint_bars(panels[0], groups, "productivity")
         panels[0].set_title("productivity")
 
-    text = f"Preference fixed to {SETTING_PREFERENCE}. Black lines: 95 % intervals."
+    text = f"Preference fixed to {SETTING_PREFERENCE}. Thin lines: 95 % intervals."
     return Sketch("With and without interaction", text, 1, 1, 1.3 + 0.35 * 3 * len(agents), paint)
 
 
@@ -94,7 +94,7 @@ def question_positions(runs: Runs) -> Sketch | str:
         panels[0].set(xlim=(0, 1), ylim=(0, 102), ylabel="percent of questions", xlabel="position in the session")
 
     text = "Vague prompts, by tenths of a session. 0 is the first turn, 1 the end of the session."
-    return Sketch("When questions are asked", text, 1, 1, 3.4, paint)
+    return Sketch("When questions are asked", text, 1, 1, 3.2, paint)
 
 
 def score_by_turns(runs: Runs) -> Sketch | str:
@@ -110,7 +110,7 @@ def score_by_turns(runs: Runs) -> Sketch | str:
         panels[0].set(ylim=(-2, 102), ylabel="productivity, percent", xlabel="turns of the session")
 
     text = f"Vague prompts; points of at least {MIN_SESSIONS} sessions. {MAX_TURNS} stands for {MAX_TURNS} or more."
-    return Sketch("Productivity by the length of a session", text, 1, 1, 3.4, paint)
+    return Sketch("Productivity by the length of a session", text, 1, 1, 3.2, paint)
 
 
 def turn_curve(run: Evaluation) -> Curve:

@@ -12,7 +12,7 @@ from itertools import zip_longest
 from matplotlib.axes import Axes
 
 from ppp.preferences import UNSEEN
-from ppp.reporting.plots import Curve, Sketch, draw_lines, draw_stack, look, shown
+from ppp.reporting.plots import Curve, Sketch, draw_lines, draw_stack, look, share_scale, shown
 from ppp.reporting.run_types import SCORES, Runs, Training, series
 from ppp.types import Effort
 
@@ -47,10 +47,11 @@ def learning_curves(runs: Runs) -> Sketch | str:
             for name, (steps, values) in curves_of(trainings, f"{EVALUATED}{score}").items():
                 axes.plot(steps, values, "D", color=look(runs.looks[name])[0], markersize=4)
             axes.set(title=score, xlabel="training step", ylim=(-2, 102))
+        share_scale(panels, len(panels))
         panels[0].set_ylabel("percent")
 
     text = "Vague prompts. Lines: moving mean over the sessions of training. Diamonds: held-out sessions."
-    return Sketch("Scores over training", text, 1, 3, 3.4, paint)
+    return Sketch("Scores over training", text, 1, 3, 3.0, paint)
 
 
 def ask_curves(run: Training) -> dict[str, Curve]:
@@ -69,10 +70,11 @@ def ask_ratios(runs: Runs) -> Sketch | str:
                 axes, {label: series(run.metrics, key) for label, key in ASK_KEYS.items()}, ASK_LOOKS, smoothed=True
             )
             axes.set(title=shown(run.name), xlabel="training step", ylim=(-2, 102))
+        share_scale(panels, len(panels))
         panels[0].set_ylabel("percent")
 
     text = "Share of the sessions with at least one question."
-    return Sketch("Ask ratio over training", text, 1, len(trainings), 3.2, paint)
+    return Sketch("Ask ratio over training", text, 1, len(trainings), 2.9, paint)
 
 
 def complete_efforts(run: Training) -> tuple[list[int], dict[str, list[float]]]:
@@ -96,10 +98,11 @@ def efforts(runs: Runs) -> Sketch | str:
             highest = max(highest, axes.get_ylim()[1])
         for axes in panels:
             axes.set_ylim(0, highest)
+        share_scale(panels, len(panels))
         panels[0].set_ylabel("questions per session")
 
     text = "Vague prompts; moving mean. The pale line is the sum, unsmoothed."
-    return Sketch("Questions per session by effort", text, 1, len(trainings), 3.2, paint)
+    return Sketch("Questions per session by effort", text, 1, len(trainings), 2.9, paint)
 
 
 def unseen_preferences(runs: Runs) -> Sketch | str:
@@ -111,7 +114,8 @@ def unseen_preferences(runs: Runs) -> Sketch | str:
     measured = {name: key for name, key in keys.items() if any(series(run.metrics, key)[1] for run in trainings)}
     if not measured:
         return "no training run that evaluated on held-out preferences as it went (eval_strategy: steps)"
-    rows = -(-len(measured) // 4)
+    columns = min(4, len(measured))
+    rows = -(-len(measured) // columns)
 
     def paint(panels: Sequence[Axes]) -> None:
         for axes, preference in zip_longest(panels, measured):
@@ -120,13 +124,14 @@ def unseen_preferences(runs: Runs) -> Sketch | str:
                 continue
             draw_lines(axes, curves_of(trainings, measured[preference]), runs.looks, marker="o")
             axes.set(title=preference, ylim=(-4, 104))
-        for place in range(0, len(panels), 4):
+        share_scale(panels, columns)
+        for place in range(0, len(panels), columns):
             panels[place].set_ylabel("percent")
-        for axes in panels[-4:]:
+        for axes in panels[-columns:]:
             axes.set_xlabel("training step")
 
     text = "Share of the held-out sessions with a question that follow the preference."
-    return Sketch("Personalization on held-out preferences", text, rows, min(4, len(measured)), 0.8 + 2.1 * rows, paint)
+    return Sketch("Personalization on held-out preferences", text, rows, columns, 0.8 + 1.8 * rows, paint)
 
 
 def overview(run: Training) -> Sketch:

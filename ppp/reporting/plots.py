@@ -42,7 +42,7 @@ STYLE: dict[str, Any] = {
 }
 MAX_LABEL = 40
 
-WIDTH = 9.0  # inches, of every figure
+WIDTH = 6.8  # inches, of every figure: text is still read where a page shows it at half its width
 
 Curve = tuple[Sequence[float], Sequence[float]]  # x and y
 
@@ -181,6 +181,12 @@ def draw(sketch: Sketch, forms: Sequence[str]) -> dict[str, bytes]:
         return {form: to_svg(picture).encode() if form == "svg" else to_picture(picture, form) for form in forms}
 
 
+def share_scale(panels: Sequence[Axes], columns: int) -> None:
+    """Panels with the same scale: its numbers stand at the left of each row only."""
+    for place, axes in enumerate(panels):
+        axes.tick_params(axis="y", labelleft=place % columns == 0)
+
+
 def add_legend(picture: Drawing, axes: Sequence[Axes]) -> None:
     """One legend above all axes, with every label once."""
     entries: dict[str, Any] = {}
@@ -188,5 +194,5 @@ def add_legend(picture: Drawing, axes: Sequence[Axes]) -> None:
         handles, labels = part.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
     if entries:
-        columns = min(len(entries), 4)
+        columns = min(len(entries), 3)
         picture.legend(list(entries.values()), list(entries), loc="outside upper left", ncols=columns, fontsize=9)

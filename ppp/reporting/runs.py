@@ -75,8 +75,8 @@ def split_argument(argument: str) -> tuple[str | None, Path]:
 def walk(path: Path) -> Iterator[tuple[Path, set[str]]]:
     """The folders of runs below a folder, itself included, without following links; names of their files."""
     for root, folders, files in os.walk(path):
-        # Checkpoints hold models, and a report's own tables are no runs.
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "checkpoint-", "_")))
+        # Checkpoints hold models and no sessions.
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "checkpoint-")))
         names = set(files)
         if is_evaluation(names) or names & {METRICS_FILE, TRAJECTORIES_FILE}:
             yield Path(root), names

@@ -106,8 +106,8 @@ def training_rows(run: Training) -> list[list[str]]:
 
 # In the order in which they stand in a report.
 TABLES: Sequence[Callable[[Runs], list[Table]]] = (
-    before_after,
     table_2,
+    before_after,
     table_3,
     settings,
     behaviour,
