@@ -1,4 +1,4 @@
-"""What stands in a run's folder beside its logs: the resolved recipe, versions, hardware and the id of a W&B run.
+"""What stands in a run's folder beside its logs: the resolved recipe, versions and hardware.
 
 The logs are `run_log.py`'s, checkpoints those of `checkpoints.py`, the finished model is written by `export.py`.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import uuid
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from ppp.resume import RECIPE_FILE, sharding
 from ppp.types import RecipeError
 
 VERSIONS_FILE = "versions.json"
-WANDB_RUN_FILE = "wandb_run_id.txt"
 
 
 def check_processes(args: PPPConfig) -> None:
@@ -81,15 +79,3 @@ def hardware(args: PPPConfig) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(state.device) if is_cuda else state.device.type,
         "num_cpus": os.cpu_count(),
     }
-
-
-def set_up_wandb(recipe: Recipe, folder: Path) -> None:
-    """Give a run of Weights & Biases an id that a resumed run takes up again."""
-    if recipe.args.process_index != 0 or "wandb" not in (recipe.args.report_to or ()):
-        return
-    path = folder / WANDB_RUN_FILE
-    if not path.is_file():
-        write_whole(path, uuid.uuid4().hex[:8] + "\n")
-    os.environ.setdefault("WANDB_RUN_ID", path.read_text(encoding="utf-8").strip())
-    os.environ.setdefault("WANDB_RESUME", "allow")
-    os.environ.setdefault("WANDB_DIR", str(folder))

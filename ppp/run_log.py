@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,7 @@ class RunLog:
 
     def __init__(self, folder: Path, rank: int, step: int, tokens: TrainingTokens | None = None) -> None:
         self.tokens = tokens
+        self.listeners: list[Callable[[Sequence[Mapping[str, Any]]], None]] = []
         name = TRAJECTORIES_FILE if rank == 0 else f"trajectories.rank{rank}.jsonl"
         self.metrics_path, self.trajectories_path = folder / METRICS_FILE, folder / name
         for path in (self.metrics_path, self.trajectories_path) if rank == 0 else (self.trajectories_path,):
@@ -71,7 +72,11 @@ class RunLog:
         append_lines(self.metrics_path, [{"step": step, **finite}])
 
     def write_trajectories(self, records: Iterable[Mapping[str, Any]]) -> None:
-        append_lines(self.trajectories_path, records)
+        """Append a batch's sessions, all of one mode, and tell the listeners of them."""
+        written = list(records)
+        append_lines(self.trajectories_path, written)
+        for listener in self.listeners:
+            listener(written)
 
     def files(self) -> list[Path]:
         """What this process writes."""

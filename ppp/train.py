@@ -49,10 +49,11 @@ from ppp.recipe import Recipe, read_recipe
 from ppp.recipe_config import source_options
 from ppp.resume import check_facts, check_recipe, checkpoint_to_resume, run_facts
 from ppp.rollout import build_messages
-from ppp.run_folder import check_processes, prepare_output_dir, set_up_wandb
+from ppp.run_folder import check_processes, prepare_output_dir
 from ppp.run_log import RunLog
 from ppp.session import Toolbox
 from ppp.token_log import TOKENS_FILE, TrainingTokens
+from ppp.tracking import check_wandb, set_up_wandb, track
 from ppp.trainer import PPPTrainer
 from ppp.types import InfrastructureError, RecipeError, RunStoppedError, Task
 
@@ -134,6 +135,7 @@ def check_run(recipe: Recipe) -> Checked:
     books = open_books(recipe)
     crowds = books.crowds.different if eval_dataset is not None else [books.crowds.train]
     check_crowds(crowds if config.interaction else [])
+    check_wandb(args)
     hub = open_hub(args)
     return Checked(checkpoint, tokenizer, codec, train_dataset, eval_dataset, facts, books, hub)
 
@@ -158,7 +160,7 @@ def run(recipe: Recipe) -> PPPTrainer:
     if args.process_index == 0:
         prepare_output_dir(recipe, output_dir)
     PartialState().wait_for_everyone()
-    set_up_wandb(recipe, output_dir)
+    set_up_wandb(args, output_dir)
     named = None if args.resume_from_checkpoint == "true" else checkpoint  # what somebody chose is not ours to remove
     run_log = open_run_log(recipe, codec, checkpoint)
     if checkpoint is not None:
@@ -183,6 +185,7 @@ def run(recipe: Recipe) -> PPPTrainer:
         peft_config=build_peft_config(recipe),
         callbacks=[MetricsWriter(run_log), Progress(), guard],
     )
+    track(trainer, run_log)
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if guard.stop_message:

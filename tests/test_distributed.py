@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import offline_wandb
 import pytest
 import runs
 import torch
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from wandb.proto import wandb_internal_pb2
 
 from ppp.cli import main
 
@@ -139,37 +137,11 @@ def test_adapters_resume_bit_by_bit(recipe: dict[str, Any], tmp_path: Path) -> N
 # --- W&B --------------------------------------------------------------------------------------------------------------
 
 
-def wandb_records(data: bytes) -> Iterator[bytes]:
-    """The records of a .wandb file: LevelDB's log format, blocks of 32 KiB, behind a header of 7 bytes."""
-    assert data[:4] == b":W&B"
-    position, parts = 7, []
-    while position + 7 <= len(data):
-        room = -position % 32768 or 32768
-        if room < 7:  # too little for another header
-            position += room
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)  # checksum, bytes, kind of part
-        parts.append(data[position + 7 : position + 7 + length])
-        position += 7 + length
-        if kind in (1, 4):  # the whole, or the last part
-            yield b"".join(parts)
-            parts = []
-
-
-def wandb_history(path: Path) -> Iterator[dict[str, Any]]:
-    """What an offline run of W&B would send: the metrics of each log."""
-    for data in wandb_records(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            yield {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-
-
 def test_wandb_holds_the_metrics_of_every_step(recipe: dict[str, Any], tmp_path: Path) -> None:
     status, output = runs.train(recipe, tmp_path / "run", "--report_to", "wandb")
     assert status == 0, output
-    (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
-    steps = {line["train/global_step"]: line for line in wandb_history(path) if "train/loss" in line}
+    path = offline_wandb.find_run(tmp_path / "run")
+    steps = {line["train/global_step"]: line for line in offline_wandb.history(path) if "train/loss" in line}
     lines = [line for line in runs.read_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     assert sorted(steps) == [line["step"] for line in lines] == [1, 2, 3, 4]
     for line in lines:
