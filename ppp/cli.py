@@ -21,6 +21,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("ppp.swe.data_cli", "tasks of software issues: ppp data swe reads SWE-Gym, SWE-bench and their like"),
     "users": ("ppp.agreement.cli", "ppp users check: how far the verdicts and efforts of user models can be trusted"),
     "export": ("ppp.export", "the model of a run or a checkpoint as a plain folder, adapters merged on request"),
+    "compare": (
+        "ppp.evaluation.compare_cli",
+        "how two evaluations of the same sessions differ, and which sessions changed most",
+    ),
     "play": ("ppp.play", "take part yourself, as the user of an agent or as the agent of a user"),
     "report": ("ppp.report", "plots and tables of a run"),
 }
