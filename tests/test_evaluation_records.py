@@ -1,4 +1,4 @@
-"""A file of sessions is read line by line: what cannot be used is told with its number and reason, never a traceback."""
+"""A file of sessions is read line by line: what cannot be used is told with number and reason, never a traceback."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_bytes_that_are_no_text_are_damage(tmp_path: Path) -> None:
     assert not found.records and found.damaged[0].reason.startswith("not JSON")
 
 
-def test_the_last_line_of_a_killed_run_is_told_as_cut_off_and_a_whole_one_without_its_end_counts(
+def test_a_last_line_without_its_end_counts_where_it_is_whole_and_is_told_as_cut_off_elsewhere(
     tmp_path: Path,
 ) -> None:
     whole = json.dumps(made_record())

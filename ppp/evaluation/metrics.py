@@ -79,10 +79,10 @@ class Measured:
         return Sums.of(self.numerators[rows], self.denominators[rows], tasks, strata)
 
 
-def number_of(names: Sequence[object]) -> Numbers:
-    """Each name as a number, in the order in which they first come."""
-    numbers: dict[object, int] = {}
-    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.intp)
+def number_of(names: Sequence[Any]) -> Numbers:
+    """Each name as its number in alphabetical order: intervals do not hang on which session ended first."""
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    return np.array([numbers[name] for name in names], dtype=np.intp)
 
 
 def summarize_records(
