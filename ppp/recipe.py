@@ -41,8 +41,11 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The resolved recipe; reading it again gives the same run. What is secret is left out."""
-        shown = {key: self.values[key] for key in sorted(self.values) if key != "hub_token"}
-        return yaml.safe_dump(shown, allow_unicode=True)
+        return yaml.safe_dump(self.shown(), allow_unicode=True)
+
+    def shown(self) -> dict[str, Any]:
+        """All values, by name, without what is secret."""
+        return {key: self.values[key] for key in sorted(self.values) if key != "hub_token"}
 
 
 class RecipeParser(HfArgumentParser):

@@ -118,13 +118,17 @@ def set_up_wandb(args: PPPConfig, folder: Path) -> None:
     os.environ.setdefault("WANDB_PROJECT", PROJECT)
 
 
-def track(trainer: Trainer, run_log: RunLog) -> None:
-    """Let a trainer report to W&B through us, if it reports there."""
+def track(trainer: Trainer, run_log: RunLog, recipe: Mapping[str, Any]) -> None:
+    """Let a trainer report to W&B through us, if it reports there.
+
+    Args:
+        recipe: what is told of it beside GRPO's arguments, as JSON values and without secrets.
+    """
     if wants_wandb(trainer.args):
         # TRL sends the seconds of its functions past all callbacks, and would end the run where W&B fails.
         trainer.args.report_to = [name for name in trainer.args.report_to if name != "wandb"]
         trainer.remove_callback(WandbCallback)
-        trainer.add_callback(TrackedRun(run_log))
+        trainer.add_callback(TrackedRun(run_log, recipe))
 
 
 class TrackedRun(WandbCallback):
@@ -132,10 +136,12 @@ class TrackedRun(WandbCallback):
 
     Args:
         run_log: tells of the sessions that it writes down.
+        recipe: see `track`.
     """
 
-    def __init__(self, run_log: RunLog) -> None:
+    def __init__(self, run_log: RunLog, recipe: Mapping[str, Any]) -> None:
         super().__init__()
+        self._recipe = dict(recipe)
         self._sampled: dict[str, Sequence[Record]] = {}
         self._is_lost = False
         run_log.listeners.append(self._note)
@@ -151,6 +157,8 @@ class TrackedRun(WandbCallback):
     ) -> None:
         try:
             super().on_train_begin(args, state, control, **kwargs)
+            if state.is_world_process_zero:
+                self._wandb.config.update({"recipe": self._recipe}, allow_val_change=True)
         except wandb_errors() as error:
             raise InfrastructureError(
                 f"W&B does not start ({_one_line(error)}); set WANDB_MODE=offline and sync later", kind="wandb"

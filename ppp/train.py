@@ -185,7 +185,7 @@ def run(recipe: Recipe) -> PPPTrainer:
         peft_config=build_peft_config(recipe),
         callbacks=[MetricsWriter(run_log), Progress(), guard],
     )
-    track(trainer, run_log)
+    track(trainer, run_log, recipe.shown())
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if guard.stop_message:

@@ -59,6 +59,10 @@ def test_a_training_shows_its_scores_by_preference_and_its_sessions(recipe: dict
     history = list(offline_wandb.history(path))
     (run,) = offline_wandb.records(path, "run")
     assert run.project == "ppp"
+    settings = {
+        item.key: json.loads(item.value_json) for one in offline_wandb.records(path, "config") for item in one.update
+    }
+    assert settings["recipe"]["eval_preferences"] == ["no_preference", "json"], "what TRL does not know is told as well"
 
     told = {line["step"]: line for line in runs.read_lines(folder / "metrics.jsonl") if "eval_productivity" in line}
     found = {line["train/global_step"]: line for line in history if "eval/productivity" in line}
