@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ppp.reporting.run_types import VARIANTS, Evaluation, Training
+from ppp.reporting.run_types import VARIANTS, Evaluation, Label, Training
 
 
 def name_runs(
     evaluations: Sequence[Evaluation], trainings: Sequence[Training]
 ) -> tuple[list[Evaluation], list[Training]]:
     """Runs with the names that they have in tables, in the order of the paper's table: others, base, PPP, ablations."""
-    names = unique([run.variant or short(run.label) for run in trainings], [run.label for run in trainings])
+    names = unique([name_of(run.label, run.variant) for run in trainings], [run.label for run in trainings])
     trained = [replace(run, name=name) for run, name in zip(trainings, names, strict=True)]
     paired = [replace(run, training=training_of(run, trained)) for run in evaluations]
     wanted = [evaluation_name(run) for run in paired]
@@ -27,13 +27,13 @@ def name_runs(
 
 
 def evaluation_name(run: Evaluation) -> str:
-    variant = run.training.variant if run.training is not None else None
-    name = variant or short(run.label)
+    name = name_of(run.label, run.training.variant if run.training is not None else None)
     return name if run.interaction else f"{name}, no interaction"
 
 
-def short(label: str) -> str:
-    return label.rsplit("/", 1)[-1] or label
+def name_of(label: Label, variant: str | None) -> str:
+    """The caller's name, or the paper's, or that of the run's folder."""
+    return str(label) if label.given else variant or label.rsplit("/", 1)[-1]
 
 
 def unique(wanted: Sequence[str], labels: Sequence[str]) -> list[str]:

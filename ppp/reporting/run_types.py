@@ -30,18 +30,30 @@ VARIANTS = {
 }
 
 
+class Label(str):
+    """What a run is called by its place, such as "ablation/without_r_pers/after", or as the caller `given` it."""
+
+    __slots__ = ("given",)
+
+    given: bool
+
+    def __new__(cls, text: str, given: bool = False) -> Label:
+        label = super().__new__(cls, text)
+        label.given = given
+        return label
+
+
 @dataclass(frozen=True, eq=False)
 class Training:
     """A training run.
 
     Attributes:
-        label: the name that the caller gave it, or its folder.
         metrics: step -> what was logged at it, in order of steps.
         logs: its files of sessions, one per process.
         weights: of the terms of the reward; empty where the run left no recipe.
     """
 
-    label: str
+    label: Label
     folder: Path
     metrics: Sequence[Mapping[str, Any]]
     logs: Sequence[Path]
@@ -61,13 +73,12 @@ class Evaluation:
     """An evaluation: its sessions, how they came about, and their scores.
 
     Attributes:
-        label: the name that the caller gave it, or its folder.
         manifest: what `evaluation.json` says; empty where there is none.
         training: the run that made its agent, where that was found.
         name: what it is called in tables and figures, unlike all others.
     """
 
-    label: str
+    label: Label
     folder: Path
     manifest: Mapping[str, Any]
     results: Results

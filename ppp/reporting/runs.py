@@ -17,7 +17,7 @@ import yaml
 from ppp.evaluation.records import Damaged, Results, read_records
 from ppp.reporting.formats import plain
 from ppp.reporting.run_names import name_runs
-from ppp.reporting.run_types import Evaluation, Runs, Training
+from ppp.reporting.run_types import Evaluation, Label, Runs, Training
 from ppp.rewards import TERMS
 from ppp.run_log import METRICS_FILE, TRAJECTORIES_FILE
 from ppp.types import RecipeError
@@ -34,8 +34,8 @@ def find_runs(arguments: Sequence[str]) -> Runs:
     Raises:
         RecipeError: a folder does not exist, none holds a run, or their sessions were counted by different rules.
     """
-    evaluations: list[tuple[str, Path]] = []
-    trainings: list[tuple[str, Path]] = []
+    evaluations: list[tuple[Label, Path]] = []
+    trainings: list[tuple[Label, Path]] = []
     problems: list[str] = []
     seen: set[Path] = set()
     for argument in arguments:
@@ -66,10 +66,11 @@ def split_argument(argument: str) -> tuple[str | None, Path]:
         RecipeError: no such folder.
     """
     name, equals, rest = argument.partition("=")
-    path, label = (Path(rest), name) if equals and name and not Path(argument).exists() else (Path(argument), None)
-    if not path.is_dir():
-        raise RecipeError(f"run: {str(path)!r} is not a folder; name the folder of an evaluation or of a training run")
-    return None if label is None else plain(label), path.resolve()
+    named = bool(equals and name) and not os.path.exists(argument)
+    path = rest if named else argument
+    if not os.path.isdir(path):
+        raise RecipeError(f"run: {path!r} is not a folder; name the folder of an evaluation or of a training run")
+    return plain(name) if named else None, Path(path).resolve()
 
 
 def walk(path: Path) -> Iterator[tuple[Path, set[str]]]:
@@ -86,13 +87,13 @@ def is_evaluation(files: set[str]) -> bool:
     return bool(files & {RESULTS_FILE, MANIFEST_FILE})
 
 
-def make_label(name: str | None, path: Path, folder: Path, alone: bool, several: bool) -> str:
+def make_label(name: str | None, path: Path, folder: Path, alone: bool, several: bool) -> Label:
     """The caller's name for the only evaluation below it; otherwise where the run lies."""
     if name is not None and (folder == path or alone):
-        return name
+        return Label(name, given=True)
     inner = folder.relative_to(path).parts
     outer = [name] if name is not None else [path.name] if several or not inner else []
-    return plain("/".join([*outer, *inner]))
+    return Label(plain("/".join([*outer, *inner])))
 
 
 def check_versions(folders: Sequence[Path]) -> None:
@@ -131,7 +132,7 @@ def metric_version(folder: Path) -> Any:
     return None
 
 
-def read_evaluation(label: str, folder: Path, problems: list[str]) -> Evaluation:
+def read_evaluation(label: Label, folder: Path, problems: list[str]) -> Evaluation:
     path = folder / RESULTS_FILE
     results = read_records(path) if path.is_file() else Results(path, [], [])
     tell_damage(path, results.damaged, problems)
@@ -157,7 +158,7 @@ def read_manifest(path: Path, problems: list[str]) -> dict[str, Any]:
     return manifest if isinstance(manifest, dict) else {}
 
 
-def read_training(label: str, folder: Path, problems: list[str]) -> Training:
+def read_training(label: Label, folder: Path, problems: list[str]) -> Training:
     path = folder / METRICS_FILE
     metrics: list[dict[str, Any]] = []
     if path.is_file():
