@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from quickstart import RECIPE, run
+from quickstart import CURVES, RECIPE, run
 
 # folder -> weights that the recipe changes; PPP itself is the quickstart's own run
 VARIANTS: dict[str, dict[str, float]] = {
@@ -29,7 +29,8 @@ def train_variant(base: Path, folder: Path, weights: dict[str, float], seed: int
     recipe = ["--config", RECIPE, "--seed", str(seed), *extra]
     options = [text for name, weight in weights.items() for text in (f"--term_weights.{name}", str(weight))]
     train = str(folder / "train")
-    run(["ppp", "train", *recipe, *options, "--model_name_or_path", str(base / "warmstart"), "--output_dir", train])
+    warm = ["--model_name_or_path", str(base / "warmstart")]
+    run(["ppp", "train", *recipe, *CURVES, *options, *warm, "--output_dir", train])
     run(["ppp", "evaluate", *recipe, "--agent", train, "--output_dir", str(folder / "after")])
 
 
