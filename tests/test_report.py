@@ -1,114 +1,326 @@
-"""What is promised about the report of a run: nothing is invented, nothing is lost, and a picture comes out."""
+"""What is promised about `ppp report`: any runs in, nothing invented, nothing lost, and every mistake in a sentence."""
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
-from typing import Any
+from urllib import request
 
 import pytest
 from matplotlib import image
+from report_runs import LOW, hand_made, session, training_metrics, write_evaluation, write_quickstart, write_training
 
-from ppp import report
+from ppp import evaluate, report
+from ppp.evaluation.folder import MANIFEST_FILE, RESULTS_FILE
+from ppp.reporting.build_report import build_report
+from ppp.reporting.runs import find_runs, read_metrics
+from ppp.reporting.sessions import MAX_TOKENS, choose_sessions, even_places, shares
+from ppp.rewards import METRIC_VERSION
+from ppp.token_log import TOKENS_FILE
 from ppp.types import RecipeError
 
-
-def scores(productivity: float) -> dict[str, Any]:
-    return {
-        "productivity": productivity,
-        "proactivity": 40.0,
-        "personalization": None,
-        "ask_ratio": 50.0,
-        "ask_ratio_willing": 55.0,
-        "num_sessions": 240,
-        "effort": {"low": 0.25, "medium": 0.5, "high": 0.0},
-    }
+RECIPE = (
+    *("--tiny_model", "true"),
+    *("--environments", "{town: 1}"),
+    *("--train_tasks", "{town: {split: train, num: 8}}"),
+    *("--eval_tasks", "{town: {split: test, num: 40}}"),
+)
 
 
-def summary(productivity: float) -> dict[str, Any]:
-    return {name: scores(productivity) for name in report.SLICES} | {"metric_version": 1}
+# --- from sessions to files -------------------------------------------------------------------------------------------
 
 
-def write_metrics(folder: Path, num_steps: int = 40) -> None:
-    keys = (*report.SCORE_KEYS, *report.ASK_KEYS, *report.EFFORT_KEYS)
-    with (folder / report.METRICS_FILE).open("w", encoding="utf-8") as file:
-        for step in range(1, num_steps + 1):
-            file.write(json.dumps({"step": step, **{key: step / num_steps for key in keys}}) + "\n")
-        # Nothing was asked in the last batch of vague sessions, or there was none.
-        file.write(json.dumps({"step": num_steps + 1, **dict.fromkeys(keys), "effort/low": 0.5}) + "\n")
+def test_rule_made_agents_are_evaluated_and_reported(tmp_path: Path) -> None:
+    for agent in ("always_ask", "never_ask"):
+        options = ["--agent", agent, "--num_sessions", "24", "--sessions_per_unseen_preference", "2"]
+        assert evaluate.main(["--output_dir", str(tmp_path / "runs" / agent), *RECIPE, *options]) == 0
+    page = tmp_path / "report.html"
+    assert report.main([str(tmp_path / "runs"), "--output", str(page)]) == 0
+    assert "always_ask" in page.read_text(encoding="utf-8")
+    with (tmp_path / "report_tables" / "table_2.csv").open(newline="", encoding="utf-8") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    lines = (tmp_path / "runs" / "never_ask" / RESULTS_FILE).read_text(encoding="utf-8").splitlines()
+    vague = [record for record in map(json.loads, lines) if not record["is_precise"]]
+    by_user: dict[str, list[float]] = {}
+    for record in vague:
+        by_user.setdefault(record["preference"], []).append(record["session"]["productivity"])
+    expected = 100 * sum(sum(solved) / len(solved) for solved in by_user.values()) / len(by_user)
+    assert float(rows["never_ask"]["town productivity"]) == pytest.approx(expected, abs=0.051)
+    assert rows["never_ask"]["town personalization"] == "", "nothing was asked"
+    assert float(rows["always_ask"]["town productivity"]) > 80
+    assert int(rows["never_ask"]["sessions"]) == len(vague) == 24 + 16
 
 
-def cells(table: str, *start: str) -> list[str]:
-    """The cells of the first row of a Markdown table that starts with these."""
-    for line in table.splitlines():
-        row = [cell.strip() for cell in line.strip("|").split("|")]
-        if row[: len(start)] == list(start):
-            return row[len(start) :]
-    raise AssertionError(f"no row {start} in\n{table}")
+def test_every_format_that_is_asked_for_and_no_other(tmp_path: Path) -> None:
+    folder = write_quickstart(tmp_path / "q")
+    page = tmp_path / "r.html"
+    assert report.main([str(folder), "--output", str(page), "--formats", "tex,png"]) == 0
+    assert not page.exists()
+    assert {path.suffix for path in (tmp_path / "r_tables").iterdir()} == {".tex"}
+    assert {path.suffix for path in (tmp_path / "r_figures").iterdir()} == {".png"}
+    assert report.main([str(folder), "--output", str(page)]) == 0
+    assert page.is_file()
+    assert {path.suffix for path in (tmp_path / "r_tables").iterdir()} == {".tex", ".md", ".csv"}
 
 
-def test_before_after_table_shows_both_and_the_difference() -> None:
-    table = report.before_after_table(summary(28.25), summary(88.0), {"always ask": summary(95.0)})
-    seen = report.SLICES["vague_seen"]
-    assert cells(table, seen, "productivity") == ["28.2", "88.0", "+59.8", "95.0"]
-    assert cells(table, seen, "questions, effort medium") == ["0.50", "0.50", "+0.00", "0.50"]
-    assert cells(table, seen, "sessions") == ["240", "240", "", "240"]
+def test_without_an_output_tables_and_curves_stay_with_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_quickstart(tmp_path / "q")
+    assert report.main([str(folder)]) == 0
+    assert image.imread(folder / report.CURVES_FILE).shape[0] > 300
+    text = (folder / report.TABLE_FILE).read_text(encoding="utf-8")
+    for title in ("Table 2", "Before and after", "Scores by preference", "Training of PPP"):
+        assert title in text
+    out = capsys.readouterr().out
+    assert "PPP w/o R_proact" in out and str(folder / report.TABLE_FILE) in out
 
 
-def test_a_score_that_was_not_measured_is_a_dash_and_not_a_zero() -> None:
-    table = report.before_after_table(summary(1), summary(2))
-    assert cells(table, report.SLICES["precise"], "personalization") == ["-", "-", ""]
+def test_the_report_tells_of_the_evaluation_after_training(tmp_path: Path) -> None:
+    built = build_report([str(write_quickstart(tmp_path / "q"))], 100)
+    assert built.report.title == "PPP, compared with before"
+    first = built.report.headlines[0]
+    assert (first.label, first.value, first.before) == ("Productivity, vague prompts", 100.0, 0.0)
+    assert built.report.num_sessions == 5 * 4
 
 
-def test_table_is_aligned_as_plain_text() -> None:
-    lines = report.before_after_table(summary(1), summary(100)).splitlines()
-    assert len({len(line) for line in lines}) == 1
+# --- which runs -------------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_found_at_any_depth_each_once(tmp_path: Path) -> None:
+    folder = write_quickstart(tmp_path / "q")
+    runs = find_runs([str(folder / "after"), str(tmp_path)])
+    assert [run.folder.relative_to(folder).as_posix() for run in runs.evaluations] == [
+        "policies/always_ask",
+        "before",
+        "after",
+        "ablation/without_r_proact/after",
+        "ablation/r_prod_alone/after",
+    ]
+    assert len(runs.trainings) == 3
+
+
+def test_results_of_different_rules_are_refused_with_both_folders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = write_evaluation(tmp_path / "ours", hand_made())
+    other = METRIC_VERSION + 1
+    theirs = write_evaluation(tmp_path / "theirs", [{**record, "metric_version": other} for record in hand_made()])
+    assert report.main([str(ours), str(theirs)]) == 2
+    err = capsys.readouterr().err
+    assert str(ours) in err and str(theirs) in err and f"{other}" in err
+    assert err.count("\n") == 1
+
+
+def test_a_training_of_different_rules_is_refused_too(tmp_path: Path) -> None:
+    ours = write_evaluation(tmp_path / "ours", hand_made())
+    old = [{**session(1, "capital", 1.0), "metric_version": METRIC_VERSION + 1}]
+    theirs = write_training(tmp_path / "train", training_metrics(2), records=old)
+    with pytest.raises(RecipeError, match=f"(?s){ours.name}.*{theirs.name}"):
+        find_runs([str(ours), str(theirs)])
+
+
+def test_damaged_lines_are_told_with_file_and_number_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_evaluation(tmp_path / "agent", hand_made())
+    path = folder / RESULTS_FILE
+    lines = path.read_text(encoding="utf-8").splitlines()
+    lines[1] = '{"task_id": 5}'
+    path.write_text("\n".join([*lines, lines[0][:50]]), encoding="utf-8")
+    page = tmp_path / "r.html"
+    assert report.main([str(folder), "--output", str(page)]) == 0
+    err = capsys.readouterr().err
+    assert f"{path}, line 2: " in err and f"{path}, line 9: cut off" in err
+    built = build_report([str(folder)], 100)
+    assert built.report.num_sessions == 7
+    text = page.read_text(encoding="utf-8")
+    assert "line 2: " in text and "line 9: cut off" in text
+
+
+def test_a_file_full_of_damage_is_told_of_in_a_few_sentences(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "agent", [])
+    (folder / RESULTS_FILE).write_text("no JSON\n" * 1000, encoding="utf-8")
+    problems = build_report([str(folder)], 100).report.problems
+    assert len(problems) < 10 and any("995 further damaged lines" in problem for problem in problems)
+
+
+def test_damaged_metrics_and_manifests_are_told(tmp_path: Path) -> None:
+    train = write_training(tmp_path / "train", training_metrics(3))
+    with (train / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('[1]\n{"step": 4, "productivity"')
+    folder = write_evaluation(tmp_path / "agent", hand_made())
+    (folder / MANIFEST_FILE).write_text("{", encoding="utf-8")
+    problems = "\n".join(build_report([str(tmp_path)], 100).report.problems)
+    assert "metrics.jsonl, line 4: " in problems and "metrics.jsonl, line 5: cut off" in problems
+    assert f"{MANIFEST_FILE}: not JSON" in problems
+
+
+def test_an_empty_run_says_so(tmp_path: Path) -> None:
+    write_evaluation(tmp_path / "evaluated", [])
+    write_training(tmp_path / "train", [])
+    (tmp_path / "nothing").mkdir()
+    page = tmp_path / "r.html"
+    names = [str(tmp_path / name) for name in ("evaluated", "train", "nothing")]
+    assert report.main([*names, "--output", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "evaluated: the evaluation holds no session yet." in text
+    assert "train: the training run holds no step yet." in text
+    assert "nothing: holds no evaluation and no training run" in text
+
+
+def test_few_tasks_are_said_to_make_narrow_intervals(tmp_path: Path) -> None:
+    few = write_evaluation(tmp_path / "few", [session(n, "capital", 1.0) for n in range(29)])
+    enough = write_evaluation(tmp_path / "enough", [session(n, "capital", 1.0) for n in range(30)])
+    assert any("few: 29 tasks" in problem for problem in build_report([str(few)], 0).report.problems)
+    assert not build_report([str(enough)], 0).report.problems
+
+
+def test_an_evaluation_that_goes_on_says_how_far_it_is(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "agent", hand_made(), sessions={"total": 100})
+    assert "agent: 8 of 100 sessions have been played so far." in build_report([str(folder)], 0).report.problems
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nowhere"], "'nowhere' is not a folder"),
+        (["name=nowhere"], "'nowhere' is not a folder"),
+        (["x" * 300], "is not a folder"),
+        (["."], "no run found"),
+        (["run", "--formats", "md,docx"], "'docx' is not allowed"),
+        (["run", "--max_sessions", "-1"], "max_sessions"),
+        (["run", "--output", "no/such/folder/x.html"], "must be a file in a folder that exists"),
+        (["run", "--output", "."], "must be a file in a folder that exists"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    told: str,
+) -> None:
+    if arguments[0] == "run":
+        write_evaluation(tmp_path / "run", hand_made())
+    monkeypatch.chdir(tmp_path)
+    assert report.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert told in err and err.startswith("ppp report: ") and err.count("\n") == 1
+
+
+def test_names_are_kept_and_hold_no_markup(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "run", hand_made())
+    built = build_report([f"<b>mine</b>\u202e={folder}"], 100)
+    assert built.report.title == "<b>mine</b>\\u202e"
+    page = tmp_path / "r.html"
+    assert report.main([f"<b>mine</b>\u202e={folder}", "--output", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "<b>mine" not in text and "&lt;b&gt;mine" in text and "\u202e" not in text
+
+
+# --- metrics and sessions ---------------------------------------------------------------------------------------------
 
 
 def test_a_resumed_run_counts_each_step_once(tmp_path: Path) -> None:
-    path = tmp_path / report.METRICS_FILE
+    path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 2}\n{"step": 2, "a": 3}\n{"step": 2, "b": 4}\n')
-    assert report.read_metrics(path) == [{"step": 1, "a": 1}, {"step": 2, "a": 3, "b": 4}]
+    assert read_metrics(path)[0] == [{"step": 1, "a": 1}, {"step": 2, "a": 3, "b": 4}]
 
 
-def test_a_line_cut_by_a_kill_is_left_out_but_a_broken_one_in_the_middle_is_named(tmp_path: Path) -> None:
-    path = tmp_path / report.METRICS_FILE
-    path.write_text('{"step": 1, "a": 1}\n{"step": 2, "a"')
-    assert [record["step"] for record in report.read_metrics(path)] == [1]
-    path.write_text('{"step": 1, "a": 1}\n{"step": 2, "a"\n{"step": 3}\n')
-    with pytest.raises(RecipeError, match="line 2"):
-        report.read_metrics(path)
+@pytest.mark.parametrize(
+    ("sizes", "room", "expected"),
+    [
+        ([5, 5], 100, [5, 5]),
+        ([100, 2, 100], 21, [10, 2, 9]),
+        ([0, 10], 4, [0, 4]),
+        ([3], 0, [0]),
+        ([], 5, []),
+        ([1, 1, 1], 2, [1, 1, 0]),
+    ],
+)
+def test_room_is_shared_among_runs(sizes: list[int], room: int, expected: list[int]) -> None:
+    assert shares(sizes, room) == expected
 
 
-def test_smoothing_keeps_length_and_constants() -> None:
-    assert report.smooth([3.0] * 7, 4) == [3.0] * 7
-    assert report.smooth([0.0, 3.0, 6.0], 3) == [1.5, 3.0, 4.5]
+def test_places_are_even_and_hold_both_ends() -> None:
+    assert list(even_places(5, 9)) == [0, 1, 2, 3, 4]
+    assert list(even_places(101, 5)) == [0, 25, 50, 75, 100]
+    assert list(even_places(7, 1)) == [6]
+    assert list(even_places(7, 0)) == []
 
 
-def test_steps_without_a_measurement_are_gaps() -> None:
-    metrics = [
-        {"step": 1, "a": 0.5},
-        {"step": 2},
-        {"step": 3, "a": None},
-        {"step": 4, "a": float("nan")},
-        {"step": 5, "a": 1},
-    ]
-    assert report.series(metrics, "a") == ([1, 5], [0.5, 1.0])
+def test_evaluations_come_first_and_trainings_are_sampled_evenly(tmp_path: Path) -> None:
+    write_evaluation(tmp_path / "evaluated", [session(n, "capital", 1.0) for n in range(10)])
+    played = [session(0, "capital", 1.0, step=step, mode="train") for step in range(1001)]
+    write_training(tmp_path / "train", training_metrics(3), {"proactivity": 0.5}, played)
+    chosen = choose_sessions(find_runs([str(tmp_path)]), 21)
+    assert [s.run for s in chosen.sessions] == ["evaluated"] * 10 + ["train, training"] * 11
+    assert [s.record["step"] for s in chosen.sessions[10:]] == list(range(0, 1001, 100))
+    assert chosen.num_sessions == 1011
+    assert chosen.sessions[-1].weights == {"productivity": 1.0, "proactivity": 0.5, "personalization": 1.0}
 
 
-def test_run_report_writes_a_picture_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "train").mkdir()
-    write_metrics(tmp_path / "train")
-    (tmp_path / report.SUMMARY_FILE).write_text(json.dumps({"before": summary(10), "after": summary(20)}))
-    assert report.main([str(tmp_path)]) == 0
-    picture = image.imread(tmp_path / report.CURVES_FILE)
-    assert picture.shape[0] > 300
-    assert len({tuple(pixel) for pixel in picture[::7, ::7, :3].reshape(-1, 3)}) > 10, "an empty picture"
-    out = capsys.readouterr().out
-    assert cells(out, report.SLICES["vague_seen"], "productivity") == ["10.0", "20.0", "+10.0"]
-    assert len(cells(out, "1-4")) == len((*report.SCORE_KEYS, *report.ASK_KEYS, *report.EFFORT_KEYS))
+def test_sessions_with_tokens_are_shown_with_them(tmp_path: Path) -> None:
+    played = [session(n, "capital", 1.0, step=n // 10, mode="train") for n in range(100)]
+    train = write_training(tmp_path / "train", training_metrics(3), {}, played)
+    key = {name: played[50][name] for name in ("step", "mode", "row", "copy")}
+    line = {**key, "pieces": ["a", "b"], "own": [1, 0], "logprobs": [-0.1, None]}
+    (train / TOKENS_FILE).write_text(f"{json.dumps(line)}\n{json.dumps({**line, 'own': [1]})}\n", encoding="utf-8")
+    chosen = choose_sessions(find_runs([str(train)]), 5)
+    assert [s.record["row"] for s in chosen.sessions if s.tokens is not None] == [50]
+    assert len(chosen.sessions) == 5
+    assert ["line 2" in problem for problem in chosen.problems] == [True]
 
 
-def test_a_folder_without_a_run_is_the_operators_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report.main([str(tmp_path / "nowhere")]) == 2
-    assert "nowhere" in capsys.readouterr().err
+def test_a_page_has_tokens_of_at_most_two_hundred_sessions(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        records = [session(n, "capital", 1.0, [(LOW, True)]) for n in range(150)]
+        folder = write_evaluation(tmp_path / name, records)
+        lines = [
+            {"step": 0, "mode": "eval", "row": n, "copy": 0, "pieces": [], "own": [], "logprobs": []}
+            for n in range(150)
+        ]
+        (folder / TOKENS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    chosen = choose_sessions(find_runs([str(tmp_path)]), 300)
+    assert sum(s.tokens is not None for s in chosen.sessions) == MAX_TOKENS == 200
+
+
+def test_a_long_training_log_does_not_fill_the_memory(tmp_path: Path) -> None:
+    record = {**session(1, "capital", 1.0, mode="train"), "prompt": "x" * 10_000}
+    train = write_training(tmp_path / "train", training_metrics(3))
+    with (train / "trajectories.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({**record, "step": step}) + "\n" for step in range(3000))
+    runs = find_runs([str(train)])
+    tracemalloc.start()
+    chosen = choose_sessions(runs, 50)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(chosen.sessions) == 50 and chosen.num_sessions == 3000
+    assert peak < 5_000_000, "the file has 30 MB"
+
+
+# --- while a run goes on ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_goes_on_is_served_on_this_machine(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "agent", hand_made()[:1])
+    command = [sys.executable, "-m", "ppp.cli", "report", str(folder), "--watch"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        try:
+            found = next(filter(None, (re.search(r"http://127\.0\.0\.1:\d+/", line) for line in process.stderr)))
+            with request.urlopen(found[0], timeout=30) as answer:
+                assert "agent" in answer.read().decode()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()

@@ -69,15 +69,19 @@ def all_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
 
 def shares(sizes: Sequence[int], room: int) -> list[int]:
     """How many of each there is room for: as many of one as of another, and all of those that have fewer."""
-    left = dict(enumerate(sizes))
     given = [0] * len(sizes)
+    left = list(range(len(sizes)))
     while left:
-        each = room // len(left)
-        small = [place for place, size in left.items() if size <= each]
-        for place in small or left:
-            given[place] = min(sizes[place], each)
-            room -= given[place]
-        left = {place: size for place, size in left.items() if place not in small} if small else {}
+        each, over = divmod(max(0, room), len(left))
+        small = [place for place in left if sizes[place] <= each]
+        if not small:
+            for number, place in enumerate(left):
+                given[place] = each + (number < over)
+            break
+        for place in small:
+            given[place] = sizes[place]
+            room -= sizes[place]
+        left = [place for place in left if place not in small]
     return given
 
 
