@@ -64,7 +64,9 @@ class Sums:
     @classmethod
     def of(cls, numerators: Floats, denominators: Floats, tasks: Numbers, strata: Numbers) -> Sums:
         """Sum sessions (N, M) by the number of their task, 0 to T - 1, and of their stratum, 0 to K - 1."""
-        distinct, which = np.unique(denominators, axis=1, return_inverse=True)
+        first: dict[bytes, int] = {}  # a column's content -> the first column that has it
+        same = [first.setdefault(column.tobytes(), number) for number, column in enumerate(denominators.T)]
+        distinct, which = np.unique(np.array(same, dtype=np.intp), return_inverse=True)
         shape = (int(tasks.max(initial=-1)) + 1, int(strata.max(initial=-1)) + 1)
 
         def summed(values: Floats) -> Floats:
@@ -72,7 +74,7 @@ class Sums:
             np.add.at(sums, (tasks, strata), values)
             return sums
 
-        return cls(summed(numerators), summed(distinct), summed(np.ones(len(tasks))), which.reshape(-1))
+        return cls(summed(numerators), summed(denominators[:, distinct]), summed(np.ones(len(tasks))), which)
 
     @property
     def num_tasks(self) -> int:
