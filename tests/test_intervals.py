@@ -74,7 +74,7 @@ def test_below_thirty_tasks_they_cover_too_seldom_and_that_is_said() -> None:
     assert script.coverage("share of 95 %", 20, 1000) < 93
     assert few_tasks_warning(FEW_TASKS) is None
     warning = few_tasks_warning(FEW_TASKS - 1)
-    assert warning is not None and "29 tasks" in warning and "too narrow" in warning
+    assert warning is not None and "few tasks (29)" in warning and "too narrow" in warning
 
 
 def test_truths_of_the_simulation_are_those_of_what_it_draws() -> None:

@@ -81,11 +81,11 @@ def warnings_of(runs: tuple[Run, Run], found: Pairs, num_tasks: int) -> list[str
         if run.problem is not None:
             sentences.append(f"{run.label}: {run.problem}, which may differ from those of the other")
         if num_alone:
-            sentences.append(f"{num_alone} sessions of {run.label} have no pair and are left out")
+            sentences.append(f"{run.label}: sessions without a pair, which are left out: {num_alone}")
     if found.num_failed:
-        sentences.append(f"{found.num_failed} pairs are left out because one of the two sessions failed")
+        sentences.append(f"pairs of which a session failed, which are left out: {found.num_failed}")
     if found.num_other_prompts:
-        sentences.append(f"{found.num_other_prompts} pairs have different prompts: tasks of one name are not the same")
+        sentences.append(f"pairs with different prompts, so that tasks of one name differ: {found.num_other_prompts}")
     few = few_tasks_warning(num_tasks)
     return [*sentences, *settings_that_differ(*runs), *([few] if few else [])]
 

@@ -43,7 +43,7 @@ def few_tasks_warning(num_tasks: int) -> str | None:
     """The sentence that belongs beside intervals of so few tasks that they are too narrow."""
     if num_tasks >= FEW_TASKS:
         return None
-    return f"{num_tasks} tasks only: intervals are too narrow below {FEW_TASKS} tasks, and a single task has none"
+    return f"few tasks ({num_tasks}): intervals are too narrow below {FEW_TASKS} tasks, and a single task has none"
 
 
 @dataclass(frozen=True)
