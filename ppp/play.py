@@ -29,7 +29,7 @@ from ppp.evaluation.agents import CHECKPOINT, AgentChoice, Contender, without_to
 from ppp.evaluation.folder import EvaluationFolder, read_manifest
 from ppp.evaluation.plan import Session, load_held_out_rows
 from ppp.evaluation.records import base_task, read_records
-from ppp.evaluation.run import finish, make_manifest, open_books
+from ppp.evaluation.run import cost_so_far, finish, make_manifest, open_books
 from ppp.evaluation.settings import EvaluationSettings
 from ppp.evaluation.settings import parse_arguments as parse_evaluation
 from ppp.playroom.choosing import Wish, check_wish, choose, listing, sessions_of
@@ -61,6 +61,10 @@ NOT_HERE = (
     "sessions_per_preference",
     "sessions_per_unseen_preference",
 )
+# What a person has to be told of environments whose agents are told nothing, because they learn it.
+HINTS = {
+    "town": "Find the function to edit, and finish with its name, such as f7. Files are named module/operation.py."
+}
 EXAMPLES = """\
 examples:
   ppp play --as user --agent runs/town/train --config town.yaml   be the user of a trained agent
@@ -199,6 +203,7 @@ class Game:
         check_wish(settings.wish, self.rows)
         self.contender = None if settings.agent is None else Contender(settings.agent, self.recipe)
         self.manifest = self._manifest()
+        self._is_under_way = False
         self.sessions = self._earlier()  # grows as sessions are played
         self.folder = EvaluationFolder(settings.output_dir, self.manifest, self.sessions)
         self.books = open_books(self.crowd, self.folder, None if self.contender is None else self.contender.ledger)
@@ -221,7 +226,7 @@ class Game:
                 with self.folder.opened():
                     self._play_all(pool)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"interrupted; {self._told()}") from None
+            raise KeyboardInterrupt(f"Interrupted. {self._told()}") from None
         except RunStoppedError as error:
             raise type(error)(f"{error} {self._told()}") from error
         finally:
@@ -280,6 +285,7 @@ class Game:
 
     def _introduce(self, session: Session, number: int) -> None:
         terminal, task, config = self.terminal, session.task, self.recipe.config
+        self._is_under_way = True
         terminal.say("=" * terminal.width, "dim")
         of = f"Session {number} of {self.settings.num_sessions}"
         name = base_task({"task_id": task.task_id, "preference": task.preference, "is_precise": task.is_precise})
@@ -292,7 +298,8 @@ class Game:
             environment = environment_class(task.environment, config.environment_options.get(task.environment))
             show_report(terminal, task, environment.sources(task))
         else:
-            terminal.say("You are the agent. Work with the tools; the user answers what you ask.")
+            hint = HINTS.get(task.environment, "")
+            terminal.say(f"You are the agent. Work with the tools; the user answers what you ask. {hint}".rstrip())
 
     @property
     def _knows_preference(self) -> bool:
@@ -305,6 +312,7 @@ class Game:
         record = trajectory_record(trajectory, score, step=0, mode="play", row=session.number, copy=0)
         self.folder.add(session, record)
         self.sessions.append(session)
+        self._is_under_way = False
         self.books.count([trajectory])
         if self.contender is not None and self.contender.choice.kind == CHECKPOINT:
             numbers = [played.number for played in self.sessions]
@@ -323,17 +331,19 @@ class Game:
         return True
 
     def _told(self) -> str:
-        """What is kept."""
+        """What is kept, where the person has left."""
+        lost = "The session that was under way has no end and is not kept. " if self._is_under_way else ""
+        return f"{lost}{self._kept()}."
+
+    def _kept(self) -> str:
         number = len(self.folder.records)
-        kept = f"{number} finished session{'' if number == 1 else 's'} in {self.folder.path}"
-        return f"The session that was under way has no end and is not kept; {kept if number else 'nothing is'}."
+        return f"{number or 'No'} finished session{'' if number == 1 else 's'} in {self.folder.path}"
 
     def _say_goodbye(self) -> None:
-        report, path = self.books.report(), self.folder.path
-        if report:
-            self.terminal.write(f"\n{report}\n")
-        number = len(self.folder.records)
-        self.terminal.say(f"\n{number} session{'' if number == 1 else 's'} of yours in {path}. What now:")
+        path = self.folder.path
+        for cost in cost_so_far(self.books):
+            self.terminal.say(f"\nThe models of all sessions took {cost}.")
+        self.terminal.say(f"\n{self._kept()}. What now:")
         self.terminal.say(f"ppp evaluate --results {path}\nppp report {path} --output report.html", indent=2)
 
 
@@ -364,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"\n{PROG}: {error}\n")
         return 1
     except KeyboardInterrupt as error:
-        sys.stderr.write(f"\n{PROG}: {str(error) or 'interrupted'}\n")
+        sys.stderr.write(f"\n{PROG}: {str(error) or 'Interrupted.'}\n")
         return 130
     return 0
 

@@ -43,7 +43,7 @@ def one_line(text: str) -> str:
 
 
 def wrapped(text: str, width: int, mark: str = "") -> str:
-    """The text in lines of at most `width` columns, each behind `mark`; the spaces in it stay."""
+    """The text in lines of at most `width` columns, each behind `mark`; only the spaces where it is broken go."""
     lines: list[str] = []
     for line in text.split("\n"):
         lines += wcwidth.wrap(
@@ -51,7 +51,6 @@ def wrapped(text: str, width: int, mark: str = "") -> str:
             width - len(mark),
             expand_tabs=False,
             replace_whitespace=False,
-            drop_whitespace=False,
             break_on_hyphens=False,
         ) or [""]
     return "\n".join(f"{mark}{line}" for line in lines)
