@@ -79,7 +79,7 @@ def training_metrics(num_steps: int) -> list[dict[str, Any]]:
         ratios = {"ask_ratio/vague": 80.0, "ask_ratio/precise": 10.0}
         lines.append({"step": step, **shares, **ratios, "effort/low": 1.0, "effort/medium": 0.5, "effort/high": 0.25})
         if step % 10 == 0:
-            scores = {f"eval_{name}": value for name, value in shares.items()}
+            scores = {f"eval_vague_seen/{name}": value for name, value in shares.items()}
             unseen = {f"eval_preference/{name}/personalization": float(step) for name in UNSEEN}
             lines.append({"step": step, **scores, **unseen})
     return lines

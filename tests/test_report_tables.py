@@ -136,8 +136,23 @@ def test_settings_with_and_without_interaction(tmp_path: Path) -> None:
     write_evaluation(tmp_path / "mute", mute, agent=agent, interaction=False, user=None)
     write_evaluation(tmp_path / "talking", talking, agent=agent)
     tables = tables_of(tmp_path)
-    assert row(tables["settings"], "agent") == ["75.0", "25.0", "50.0"]
-    assert [line[0] for line in tables["table_2"].rows] == ["mute, no interaction", "talking"]
+    assert row(tables["settings"], "talking") == ["75.0", "25.0", "50.0"]
+    assert [line[0] for line in tables["table_2"].rows] == ["talking"]
+    alone = tables_of(tmp_path / "mute")
+    assert row(alone["settings"], "agent") == ["75.0", "25.0", "-"]
+    assert [line[0] for line in alone["table_2"].rows] == ["mute, no interaction"]
+
+
+def test_evaluations_for_one_figure_stand_in_no_table_of_methods(tmp_path: Path) -> None:
+    folder = write_quickstart(tmp_path / "q")
+    one = [session(n, "detail_question", 1.0, [(LOW, True)]) for n in range(3)]
+    agent = checkpoint_of(folder / "train")
+    write_evaluation(folder / "figure4" / "asking", one, agent=agent, preferences=["detail_question"])
+    write_evaluation(folder / "figure4" / "silent", one, agent=agent, interaction=False, user=None)
+    tables = tables_of(folder)
+    assert [line[0] for line in tables["table_2"].rows][2:] == ["PPP", "PPP w/o R_proact", "PPP w/o both"]
+    assert row(tables["settings"], "PPP") == ["-", "100.0", "100.0"]
+    assert {"figure4/asking", "figure4/silent, no interaction"} <= {line[0] for line in tables["runs"].rows}
 
 
 def test_before_and_after_are_paired_session_by_session(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from matplotlib.ticker import MaxNLocator
 
 from ppp.evaluation.records import failed
 from ppp.reporting.plots import COLOURS, Curve, Sketch, draw_bars, draw_histogram, draw_lines, share_scale
-from ppp.reporting.run_types import Evaluation, Runs
-from ppp.reporting.tables_scores import SETTING_PREFERENCE, SETTINGS, by_setting
+from ppp.reporting.run_types import SETTING_PREFERENCE, Evaluation, Runs
+from ppp.reporting.tables_scores import SETTINGS, by_setting
 
 MAX_BARS = 12  # runs in a figure of bars
 MAX_CURVES = len(COLOURS)
@@ -42,7 +42,7 @@ def paint_bars(axes: Axes, groups: Mapping[str, Mapping[str, Scores | None]], me
 
 def precise_and_vague(runs: Runs) -> Sketch | str:
     """Productivity and ask ratio on precise and on vague prompts, for each run. Source: PPP section 5, figure 6."""
-    both = [run for run in runs.evaluations if {"vague", "precise"} <= run.groups.keys()][-MAX_BARS:]
+    both = [run for run in runs.compared if {"vague", "precise"} <= run.groups.keys()][-MAX_BARS:]
     if not both:
         return "no evaluation with both precise and vague prompts"
     groups = {
@@ -80,7 +80,7 @@ def question_positions(runs: Runs) -> Sketch | str:
     """In which tenth of a session questions come: one learned early is worth more than one learned late."""
     asking = {
         run.name: run.groups["vague"]["question_tenths"]
-        for run in runs.evaluations
+        for run in runs.compared
         if sum(run.groups.get("vague", {}).get("question_tenths", ())) > 0
     }
     if not asking:
@@ -99,7 +99,7 @@ def question_positions(runs: Runs) -> Sketch | str:
 
 def score_by_turns(runs: Runs) -> Sketch | str:
     """Productivity of sessions by how many turns they took."""
-    curves = {run.name: turn_curve(run) for run in runs.evaluations}
+    curves = {run.name: turn_curve(run) for run in runs.compared}
     curves = dict(list({name: curve for name, curve in curves.items() if len(curve[0]) > 1}.items())[-MAX_CURVES:])
     if not curves:
         return f"no evaluation with {MIN_SESSIONS} sessions each of different lengths"

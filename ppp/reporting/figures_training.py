@@ -20,6 +20,12 @@ MAX_CURVES = 7  # that can be told apart in one panel
 MAX_PANELS = 4
 EVALUATED = "eval_"  # prefix of what a training measured on its held-out sessions
 
+# Sessions of the diamonds among the curves: those that are like the sessions of training, if there are some.
+EVALUATED_GROUPS = {
+    "vague_seen": "held-out tasks, preferences as in training",
+    "vague_unseen": "held-out tasks, held-out preferences",
+}
+
 EFFORT_KEYS = {effort.label: f"effort/{effort.label}" for effort in Effort}
 ASK_KEYS = {"vague prompts": "ask_ratio/vague", "precise prompts": "ask_ratio/precise"}
 ASK_LOOKS = {"vague prompts": 1, "precise prompts": 0}
@@ -40,17 +46,20 @@ def learning_curves(runs: Runs) -> Sketch | str:
     trainings = having(runs, "productivity", MAX_CURVES)
     if not trainings:
         return "no training run with scores"
+    groups = [name for name in EVALUATED_GROUPS if having(runs, f"{EVALUATED}{name}/productivity", 1)]
+    group = groups[0] if groups else ""
+    users = EVALUATED_GROUPS.get(group, "")
 
     def paint(panels: Sequence[Axes]) -> None:
         for axes, score in zip(panels, SCORES, strict=True):
             draw_lines(axes, curves_of(trainings, score), runs.looks, smoothed=True)
-            for name, (steps, values) in curves_of(trainings, f"{EVALUATED}{score}").items():
+            for name, (steps, values) in curves_of(trainings, f"{EVALUATED}{group}/{score}").items():
                 axes.plot(steps, values, "D", color=look(runs.looks[name])[0], markersize=4)
             axes.set(title=score, xlabel="training step", ylim=(-2, 102))
         share_scale(panels, len(panels))
         panels[0].set_ylabel("percent")
 
-    text = "Vague prompts. Lines: moving mean over the sessions of training. Diamonds: held-out sessions."
+    text = f"Vague prompts. Lines: moving mean over the sessions of training.{f' Diamonds: {users}.' if group else ''}"
     return Sketch("Scores over training", text, 1, 3, 3.0, paint)
 
 

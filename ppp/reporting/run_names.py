@@ -27,8 +27,9 @@ def name_runs(
 
 
 def evaluation_name(run: Evaluation) -> str:
-    name = name_of(run.label, run.training.variant if run.training is not None else None)
-    return name if run.interaction else f"{name}, no interaction"
+    if run.is_setting:
+        return str(run.label) if run.interaction else f"{run.label}, no interaction"
+    return name_of(run.label, run.training.variant if run.training is not None else None)
 
 
 def name_of(label: Label, variant: str | None) -> str:

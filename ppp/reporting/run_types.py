@@ -19,6 +19,7 @@ from ppp.reporting.formats import plain
 from ppp.rewards import TERMS
 
 BASELINE_FOLDER = "baseline"
+SETTING_PREFERENCE = "detail_question"  # of figure 4
 SCORES = ("productivity", "proactivity", "personalization")
 
 # Terms whose weight is 0 -> what the paper calls a run without them.
@@ -94,6 +95,11 @@ class Evaluation:
         return bool(self.manifest.get("interaction", True))
 
     @property
+    def is_setting(self) -> bool:
+        """Whether it was played for figure 4 alone: without interaction, or with its one user."""
+        return not self.interaction or self.manifest.get("preferences") == [SETTING_PREFERENCE]
+
+    @property
     def rewards(self) -> Mapping[str, Any]:
         return self.manifest.get("rewards") or {}
 
@@ -147,6 +153,17 @@ class Runs:
     problems: Sequence[str] = ()
 
     @property
+    def compared(self) -> list[Evaluation]:
+        """The evaluations that tables of methods compare; those made for figure 4 only if there are no others."""
+        return [run for run in self.evaluations if not run.is_setting] or list(self.evaluations)
+
+    def agent_name(self, evaluation: Evaluation) -> str:
+        """What the agent of an evaluation is called where another one stands in the tables of methods."""
+        methods = [run for run in self.evaluations if not run.is_setting]
+        same = [run.name for run in methods if run.agent_key == evaluation.agent_key]
+        return same[0] if same else evaluation.agent_name
+
+    @property
     def looks(self) -> dict[str, int]:
         """Name of a run -> number of its colour, the same in all figures; a training shares it with its evaluation."""
         names = dict.fromkeys([run.name for run in (*self.trainings, *self.evaluations)])
@@ -155,7 +172,7 @@ class Runs:
     @property
     def main(self) -> Evaluation | None:
         """The evaluation whose scores stand at the top: the one called after, otherwise the last."""
-        chosen = [run for run in self.evaluations if run.folder.name != BASELINE_FOLDER]
+        chosen = [run for run in self.compared if run.folder.name != BASELINE_FOLDER]
         after = [run for run in chosen if "after" in (run.folder.name, run.label)]
         # An ablation's own folder lies deeper than the run that it belongs to.
         return min(reversed(after), key=lambda run: len(run.folder.parts)) if after else chosen[-1] if chosen else None

@@ -60,7 +60,7 @@ def training_row(run: Training) -> list[str]:
 def behaviour(runs: Runs) -> list[Table]:
     """When and how much agents ask, how long sessions are: a row per run and kind of prompt."""
     rows = []
-    for run in runs.evaluations:
+    for run in runs.compared:
         for group, label in (("vague", "vague"), ("precise", "precise")):
             if group in run.groups:
                 rows.append([run.name, label, *behaviour_cells(run.groups[group])])

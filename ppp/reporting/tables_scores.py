@@ -16,7 +16,7 @@ from ppp.evaluation.records import EFFORTS, Record
 from ppp.preferences import PREFERENCES
 from ppp.reporting.content import Table
 from ppp.reporting.formats import MISSING, estimate, number
-from ppp.reporting.run_types import SCORES, Evaluation, Runs
+from ppp.reporting.run_types import SCORES, SETTING_PREFERENCE, Evaluation, Runs
 
 # Group of sessions -> (ending of the table's name, what the group is)
 GROUP_TITLES = {
@@ -25,7 +25,6 @@ GROUP_TITLES = {
     "vague_unseen": ("_unseen", "vague prompts, held-out preferences"),
     "vague_penalty": ("_penalty", "vague prompts, preferences with a penalty"),
 }
-SETTING_PREFERENCE = "detail_question"
 # Name -> (prompt is precise, with interaction). Source: PPP section 5, figure 4.
 SETTINGS = {
     "precise, no interaction": (True, False),
@@ -51,11 +50,11 @@ def score_cells(scores: Mapping[str, Any] | None, metrics: Sequence[str] = SCORE
 
 def table_2(runs: Runs) -> list[Table]:
     """Methods by domains and scores, for each group of vague prompts. Source: PPP section 5, table 2."""
-    environments = sorted({name for run in runs.evaluations for name in run.by_environment})
+    environments = sorted({name for run in runs.compared for name in run.by_environment})
     tables = []
     for group, (ending, title) in GROUP_TITLES.items():
         rows = []
-        for run in runs.evaluations:
+        for run in runs.compared:
             found = [run.by_environment.get(name, {}).get(group) for name in environments]
             if any(found):
                 values = [None if scores is None else scores[m] for scores in found for m in SCORES]
@@ -72,14 +71,14 @@ def table_2(runs: Runs) -> list[Table]:
 
 def variants(runs: Runs) -> str:
     """A sentence on the runs whose personalization is not the paper's."""
-    names = [run.name for run in runs.evaluations if run.personalization != "paper"]
+    names = [run.name for run in runs.compared if run.personalization != "paper"]
     formula = "Personalization as the released code counts it, those included that break a preference silently"
     return f" {formula}: {', '.join(names)}." if names else ""
 
 
 def table_3(runs: Runs) -> list[Table]:
     """The same agent with other users at test time. Source: PPP section 5, table 3."""
-    talking = [run for run in runs.evaluations if run.interaction and "vague" in run.groups]
+    talking = [run for run in runs.compared if run.interaction and "vague" in run.groups]
     rows = []
     for _, members in groupby(sorted(talking, key=lambda run: run.agent_key), key=lambda run: run.agent_key):
         same = list(members)
@@ -101,7 +100,7 @@ def sessions(groups: Mapping[str, Any]) -> str:
 
 def preference_tables(runs: Runs) -> list[Table]:
     """A row per preference, vague prompts: a table for each evaluation, that of the main one first."""
-    ordered = sorted(runs.evaluations, key=lambda run: run is not runs.main)
+    ordered = sorted(runs.compared, key=lambda run: run is not runs.main)
     tables = []
     for index, run in enumerate(ordered):
         found = run.groups.get("vague", {}).get("preferences", {})
@@ -142,8 +141,12 @@ def by_setting(runs: Runs) -> dict[str, dict[str, dict[str, Any]]]:
     for run in runs.evaluations:
         for setting in SETTINGS if run.agent_key in silent else ():
             scores = setting_scores(run, setting)
-            if scores is not None:
-                agents.setdefault(run.agent_name, {}).setdefault(setting, scores)
+            if scores is None:
+                continue
+            found = agents.setdefault(runs.agent_name(run), {})
+            # The same setting may be part of an evaluation with all users, and one of its own with more sessions.
+            if setting not in found or scores["num_sessions"] > found[setting]["num_sessions"]:
+                found[setting] = scores
     return agents
 
 
@@ -160,8 +163,8 @@ def settings(runs: Runs) -> list[Table]:
 
 def before_after(runs: Runs) -> list[Table]:
     """Scores before and after, and their difference, session by session where both played the same ones."""
-    tables = []
-    for run in runs.evaluations:
+    tables: list[Table] = []
+    for run in runs.compared:
         before = runs.before(run)
         if before is None or not run.records or not before.records:
             continue
