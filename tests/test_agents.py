@@ -198,6 +198,8 @@ def test_a_mistake_of_the_agent_is_told_to_it_in_a_protocol_that_servers_take(mi
     assert script.told[-1][-1]["content"].startswith("Functions: ")
     assert not list(breaches(script.told[-1]))
     assert said in script.told[1][-1]["content"]
+    if isinstance(turn, str):
+        assert script.told[1][-2] == {"role": "assistant", "content": turn.strip()}
 
 
 def test_what_the_agent_wrote_stays_in_the_conversation() -> None:

@@ -177,12 +177,14 @@ def test_an_empty_answer_is_a_turn_without_a_call(server: ChatServer) -> None:
     assert "No tool call" in str(trajectory.turns[0].observation) and len(server.requests) == 2
 
 
-def test_a_turn_that_was_cut_off_is_not_carried_out(server: ChatServer) -> None:
+@pytest.mark.parametrize("cut", [DONE, town_player.message_of("finish", '{"answer": "f')])
+def test_a_turn_that_was_cut_off_is_not_carried_out(server: ChatServer, cut: dict[str, Any]) -> None:
     agent = checked(server)
-    script_of(server, Said(DONE, "length"), DONE)
+    script_of(server, Said(cut, "length"), DONE)
     (trajectory,) = play(agent)
     assert [turn.truncated for turn in trajectory.turns] == [True, False]
     assert "cut off" in str(trajectory.turns[0].observation) and trajectory.stop_reason is StopReason.FINISHED
+    assert "tool_calls" not in server.requests[1]["messages"][-2]
 
 
 def test_an_answer_that_a_filter_held_back_leaves_the_session_out(server: ChatServer) -> None:
@@ -268,18 +270,15 @@ def test_other_refusals_leave_the_session_out(server: ChatServer) -> None:
 
 def test_64_sessions_are_in_flight(server: ChatServer) -> None:
     agent = checked(server)
-    together = threading.Barrier(2)
 
     def release() -> None:
-        together.wait(timeout=60)
         while server.num_in_flight < 64:
             threading.Event().wait(0.01)
         server.resume.set()
 
     server.resume.clear()
-    thread = threading.Thread(target=release)
+    thread = threading.Thread(target=release, daemon=True)
     thread.start()
-    together.wait(timeout=60)
     trajectories = play(agent, [*TASKS] * 6, max_concurrency=64)
     thread.join()
     assert server.max_in_flight == 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import socket
 import threading
@@ -19,7 +20,7 @@ from tenacity import wait_none
 
 from ppp.chat import limits
 from ppp.chat.cache import ChatCache
-from ppp.chat.failures import redact, retry_after
+from ppp.chat.failures import CONTEXT_LENGTH, of_status, redact, retry_after
 from ppp.chat.gateway import ChatEndpoint, ChatGateway, RequestRefusedError
 from ppp.chat.limits import MIN_FAILURES, OutageWatch, TokenRate, request_rate
 from ppp.types import InfrastructureError, RecipeError, RunStoppedError
@@ -469,3 +470,50 @@ def test_tokens_are_taken_by_estimate_and_corrected_afterwards() -> None:
             await asyncio.wait_for(rate.acquire(1), 0.05)
 
     asyncio.run(main())
+
+
+# who says it -> how a conversation that is too long is refused
+TOO_LONG = {
+    "OpenAI": "This model's maximum context length is 128000 tokens. However, your messages resulted in 130002 tokens.",
+    "OpenAI, responses": "Your input exceeds the context window of this model. Please adjust your input and try again.",
+    "vLLM": "The decoder prompt (length 600) is longer than the maximum model length of 512.",
+    "vLLM, with max_tokens": "'max_tokens' is too large: 4096. This model's maximum context length is 2048 tokens and "
+    "your request has 300 input tokens (4096 > 2048 - 300).",
+    "SGLang": "The input (5000 tokens) is longer than the model's context length (4096 tokens).",
+    "llama.cpp": "the request exceeds the available context size, try increasing it",
+    "Anthropic": "prompt is too long: 213000 tokens > 200000 maximum",
+    "Anthropic, with max_tokens": "input length and `max_tokens` exceed context limit: 190000 + 20000 > 200000",
+    "Gemini": "The input token count (1200000) exceeds the maximum number of tokens allowed (1048576).",
+    "TGI": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096.",
+    "Mistral": "Prompt contains 40000 tokens, too large for model with 32768 maximum context length",
+}
+
+
+@pytest.mark.parametrize("server", TOO_LONG)
+def test_a_conversation_that_is_too_long_is_told_from_other_refusals(server: str) -> None:
+    body = json.dumps({"error": {"message": TOO_LONG[server], "type": "invalid_request_error"}}).encode()
+    failure = of_status(400, {}, body, None)
+    assert failure.kind == CONTEXT_LENGTH and not failure.retry and not failure.is_final
+
+
+def test_a_conversation_that_is_too_long_may_be_told_by_its_code_alone() -> None:
+    body = b'{"error": {"message": "Please reduce the length of the messages.", "code": "context_length_exceeded"}}'
+    assert of_status(400, {}, body, None).kind == CONTEXT_LENGTH
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "kind"),
+    [
+        (400, "max_tokens is too large: 100000. This model supports at most 16384 completion tokens.", "400"),
+        (429, "Request too large for this context length", "429"),
+        (400, '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set', "400"),
+    ],
+)
+def test_other_refusals_keep_their_status_as_kind(status: int, message: str, kind: str) -> None:
+    assert of_status(status, {}, json.dumps({"error": {"message": message}}).encode(), None).kind == kind
+
+
+def test_a_prompt_that_a_filter_stopped_is_told_by_its_code() -> None:
+    body = b'{"error": {"message": "The response was filtered.", "code": "content_filter", "status": 400}}'
+    failure = of_status(400, {}, body, None)
+    assert failure.kind == "content_filter" and not failure.retry

@@ -75,7 +75,7 @@ class MessageEngine(Engine):
 
         The observation of a turn without a call comes as a message of the user.
         """
-        messages = [dict(message) for message in self._beginning(task.environment, task.preference, task.prompt)]
+        messages = list(self._beginning(task.environment, task.preference, task.prompt))
         for number, turn in enumerate(turns):
             messages += _exchange(number, turn)
         return messages

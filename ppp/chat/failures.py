@@ -42,7 +42,7 @@ CONTENT_FILTER = "content_filter"  # of one that a filter of the provider stoppe
 TOO_LONG_STATUS = (400, 413, 422, 500)
 # OpenAI and vLLM, SGLang, llama.cpp, Anthropic, Gemini, TGI: each in its own words.
 _TOO_LONG = re.compile(
-    r"context[ _](length|size|window)|max(imum)?[ _]model[ _]len|prompt is too long|input token count .* exceeds|"
+    r"context[ _](length|size|window|limit)|max(imum)?[ _]model[ _]len|prompt is too long|input token count .* exceeds|"
     r"inputs.{0,5} tokens \+ .{0,5}max_new_tokens",
     re.IGNORECASE,
 )
@@ -125,7 +125,8 @@ def of_status(status: int, headers: Mapping[str, str], content: bytes, key: str 
     meaning = FINAL_STATUS.get(status, "the quota is used up" if is_quota else "")
     parts = [f"status {status}", f" ({meaning})" if meaning else "", f": {text}" if text else ""]
     kind = "quota" if is_quota else str(status)
-    if status in TOO_LONG_STATUS and _TOO_LONG.search(message[:MAX_RAW_TEXT]):
+    said = " ".join((*code, message[:MAX_RAW_TEXT]))
+    if status in TOO_LONG_STATUS and _TOO_LONG.search(said):
         kind = CONTEXT_LENGTH
     elif status == 400 and CONTENT_FILTER in code:
         kind = CONTENT_FILTER
