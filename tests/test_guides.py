@@ -14,10 +14,9 @@ import sys
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pytest
-from chat_server import ChatServer, Said
+from agent_server import AgentServer
 from guide import FENCE, read_blocks
 
 ROOT = Path(__file__).parent.parent
@@ -26,22 +25,13 @@ TIMEOUT_S = 600
 LANGUAGES = ("python", "yaml", "bash", "text")
 
 
-def reply(request: dict[str, Any]) -> Said:
-    """A model that asks once and then guesses, by native calls."""
-    asked = any(message["role"] == "tool" for message in request["messages"])
-    name, arguments = ("finish", {"answer": "f1"}) if asked else ("ask_user", {"query": "Which module is it?"})
-    function = {"name": name, "arguments": json.dumps(arguments)}
-    calls = [{"id": "1", "type": "function", "function": function}]
-    return Said({"role": "assistant", "content": "", "tool_calls": calls})
-
-
 @cache
 def problems(page: str) -> dict[str, str]:
     """Line of a block -> what went wrong in it."""
     guide, path = Path(__file__).with_name("guide.py"), ROOT / "recipes" / page
     options = ["--update"] if os.environ.get("GUIDE_UPDATE") else []
     told = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}  # of which TRL prints a line
-    with TemporaryDirectory() as folder, ChatServer(reply=reply) as server:
+    with TemporaryDirectory() as folder, AgentServer("town") as server:
         report = Path(folder) / "report.json"
         (Path(folder) / "reader").mkdir()
         done = subprocess.run(

@@ -39,7 +39,7 @@ class SessionByHand:
         others: arguments of `build_message_pool`.
 
     Attributes:
-        messages: the conversation when the latest turn was asked for, as OpenAI's protocol has it; the first ones are
+        messages: the conversation so far, as OpenAI's protocol has it, without a turn that ended it; the first ones are
             the prompt.
         tools: what can be called, `ask_user` and `finish` included, in the same form.
         turns: what was done so far, and what came back.
