@@ -18,6 +18,8 @@ from ppp.session import ASK_USER
 from ppp.types import RunStoppedError, ToolSpec
 from ppp.users.terminal import LEFT, Terminal, one_line
 
+MAX_READ_CHARS = 40_000  # of one text: the agent has to read what a model would read
+
 
 class PersonAgent(Agent):
     """The person. Sessions take turns at the terminal, a call at a time.
@@ -83,7 +85,7 @@ class PersonAgent(Agent):
     def _show(self, new: Messages, messages: Messages = ()) -> None:
         for message in new:
             self.terminal.say(f"\n{_heading(message, messages)}:", "bold")
-            self.terminal.quote(_text(message))
+            self.terminal.quote(_text(message), MAX_READ_CHARS)
 
 
 def _num_opening(messages: Messages) -> int:

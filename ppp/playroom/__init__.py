@@ -1,3 +1,3 @@
-"""What `ppp play` is made of: which sessions (`choosing.py`), the agent at work (`watching.py`), how it went
-(`outcome.py`). The command itself is `ppp/play.py`.
+"""What `ppp play` is made of: the command line (`settings.py`), which sessions (`choosing.py`), playing them
+(`game.py`), the agent at work (`watching.py`), how it went (`outcome.py`).
 """
