@@ -88,18 +88,24 @@ def test_the_order_of_the_sessions_does_not_matter() -> None:
 
 def test_every_metric_changes_by_what_the_two_summaries_differ() -> None:
     words = ("tf", "lf", "mLf", "tlhf")
+    users = [*list(PREFERENCES) * 6, *["json"] * 20, *["no_ask"] * 30]  # unequal numbers, as in a run with failures
     first, second = (
         [
             made_record(
-                words[(row * step) % 4], (row % step) / step, task=f"t{row // 3}", row=row, preference=preference
+                words[(row * step) % 4],
+                (row % step) / step,
+                task=f"t{row // 3}",
+                row=row,
+                preference=preference,
+                precise=row % 5 == 0,
             )
-            for row, preference in enumerate(list(PREFERENCES) * 6)
+            for row, preference in enumerate(users)
         ]
-        for step in (3, 5)
+        for step in (3, 7)
     )
     found = paired_differences(first, second, settings=QUICK)
     before, after = (summarize_groups(records, intervals=None) for records in (first, second))
-    assert list(found["groups"]) == ["vague", "vague_seen", "vague_unseen", "vague_penalty"]
+    assert list(found["groups"]) == ["vague", "vague_seen", "vague_unseen", "vague_penalty", "precise"]
     for name, group in found["groups"].items():
         assert set(group["difference"]) == set(group["intervals"]) == set(METRICS)
         for metric in METRICS:

@@ -109,6 +109,11 @@ def test_question_position_is_where_in_the_session_questions_stand() -> None:
     assert metrics(made_record("tf"))["question_position"] is None
 
 
+def test_questions_on_the_border_of_a_tenth_belong_to_the_later_one() -> None:
+    assert metrics(made_record("lllllllllf"))["question_tenths"] == [1] * 9 + [0]
+    assert metrics(made_record("l" * 20))["question_tenths"] == [2] * 10
+
+
 def test_turns_tokens_and_unreadable_turns() -> None:
     found = metrics(made_record("lf"), made_record("tuuf"))
     assert found["turns"] == 3.0  # (2 + 4) / 2

@@ -36,6 +36,17 @@ def question_positions(record: Record) -> list[float]:
     return [number / len(turns) for number, turn in enumerate(turns) if "answer" in turn]
 
 
+def question_tenths(records: Iterable[Record]) -> list[int]:
+    """How many questions stand in each tenth of their session."""
+    counts = [0] * NUM_TENTHS
+    for record in records:
+        turns = record["turns"]
+        for number, turn in enumerate(turns):
+            if "answer" in turn:
+                counts[NUM_TENTHS * number // len(turns)] += 1  # in whole numbers: 0.3 is less than 3 * 0.1
+    return counts
+
+
 def record_ratios(record: Record, personalization: str) -> dict[str, tuple[float, float]]:
     """What one session adds to each of METRICS, as `session_ratios` has it."""
     positions, turns = question_positions(record), record["turns"]
@@ -120,7 +131,6 @@ def _summary(records: Sequence[Record], sums: Sums, intervals: Settings | None) 
     values = dict(zip(METRICS, sums.value(), strict=True))
     told = {name: rounded(name, float(values[name])) for name in METRICS}
     bounds = intervals_of(sums, intervals, ARE_SHARES) if intervals is not None else []
-    positions = [position for record in whole for position in question_positions(record)]
     failures = Counter(record["error_kind"] or "unknown" for record in records if failed(record))
     return {
         **{name: told[name] for name in SHARES},
@@ -129,7 +139,7 @@ def _summary(records: Sequence[Record], sums: Sums, intervals: Settings | None) 
         "num_tasks": sums.num_tasks,
         "effort": {effort: told[f"effort/{effort}"] for effort in EFFORTS},
         **{name: told[name] for name in LENGTHS},
-        "question_tenths": np.histogram(positions, bins=NUM_TENTHS, range=(0, 1))[0].tolist(),
+        "question_tenths": question_tenths(whole),
         "stop_reasons": dict(Counter(record["stop_reason"] for record in whole).most_common()),
         "failures": dict(failures.most_common()),
         "intervals": {
