@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from ppp.agents.base import Agent
 from ppp.agents.build import message_pool
+from ppp.agents.endpoint import EndpointAgent
 from ppp.baselines import POLICIES, build_policy
 from ppp.build import build_codec, build_engine, build_model, build_pool, build_tokenizer, check_engine
 from ppp.chat.ledger import ChatLedger
@@ -37,6 +37,7 @@ from ppp.users.crowd import Crowd
 CHECKPOINT, POLICY, ENDPOINT = "checkpoint", "policy", "endpoint"
 KINDS = (CHECKPOINT, POLICY, ENDPOINT)
 TINY_MODEL = "tiny_model"
+CALLS = "calls"  # how an endpoint was given tools, "native" or "text", where nobody had asked for either
 NO_LIMIT = 1_000_000_000
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
@@ -112,13 +113,11 @@ class Contender:
     def __init__(self, choice: AgentChoice, recipe: Recipe, field_name: str = "agent") -> None:
         self.choice, self.recipe, self.field_name = choice, recipe, field_name
         self.ledger: ChatLedger | None = None
-        self._agent: Agent | None = None
+        self._agent: EndpointAgent | None = None
         config = recipe.config
         if choice.kind == POLICY:
             self._policy = build_policy(choice.name, list(config.eval_tasks), config.environment_options)
         elif choice.kind == ENDPOINT:
-            from ppp.agents.endpoint import EndpointAgent
-
             self._agent = EndpointAgent.from_options(choice.options, field_name)
             self.ledger = self._agent.ledger
 
@@ -142,15 +141,23 @@ class Contender:
             "sampling": {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p},
         }
 
-    def check(self) -> None:
+    def check(self, manifest: dict[str, Any]) -> None:
         """Find out, before a model is loaded and before anything is written, whether the agent can be had.
 
+        Args:
+            manifest: of its evaluation; gets the way in which an endpoint is given tools, which is found out here.
+
         Raises:
-            RecipeError: it cannot; names the field.
+            RecipeError: it cannot, or not as in an earlier part of the evaluation; names the field.
             RunStoppedError: its budget is used up.
         """
         if self._agent is not None:
             asyncio.run(_check(self._agent))
+            found = self._agent.tool_calls
+            before = manifest["agent"].setdefault(CALLS, found)
+            if before != found:
+                allowed = f"the sessions so far were played with {before!r}; name a new folder"
+                raise refuse(f"{self.field_name}.tool_calls", found, allowed)
         elif self.choice.kind == CHECKPOINT:
             check_engine(self.recipe, build_codec(self.recipe, build_tokenizer(self.recipe)))
 
@@ -183,7 +190,7 @@ class Contender:
         return build_pool(recipe, codec, build_engine(recipe, codec, lambda: model), crowd)
 
 
-async def _check(agent: Agent) -> None:
+async def _check(agent: EndpointAgent) -> None:
     try:
         await agent.check()
     finally:

@@ -85,7 +85,7 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
     played = [part.play() for part in parts]
     ours, summary = played[0].records, played[0].summary
     if len(played) > 1:
-        summary = with_differences(summary, ours, played[1].records)
+        summary = with_differences(summary, played[1].records, ours)
         write_summary(summary, settings.output_dir)
     warn_of_few_tasks(ours)
     for part, found in zip(parts, played, strict=True):
@@ -105,7 +105,7 @@ class _Part:
     def check(self) -> None:
         """Find out whether everyone who is needed can be reached; nobody is when everything was played."""
         if self.folder.missing:
-            self.contender.check()
+            self.contender.check(self.folder.manifest)
             check_crowds([self.crowd])
 
     def play(self) -> Evaluated:
@@ -118,7 +118,9 @@ class _Part:
             stack.callback(self.books.tell)
             pool = self.contender.enter_pool(stack, self.crowd)
             is_model = self.contender.choice.kind == CHECKPOINT
-            play_missing(pool, self.folder, self.recipe.config.reward_settings(), self.books, is_model=is_model)
+            label = "evaluate" if self.contender.field_name == "agent" else self.contender.field_name
+            rewards = self.recipe.config.reward_settings()
+            play_missing(pool, self.folder, rewards, self.books, is_model=is_model, label=label)
         return finish(self.folder, time.perf_counter() - started)
 
 

@@ -18,6 +18,7 @@ from ppp.checks import check_at_least, refuse
 from ppp.environments import ENVIRONMENTS
 from ppp.evaluation.agents import CHECKPOINT, TINY_MODEL, AgentChoice, as_choice
 from ppp.evaluation.plan import PROMPTS, Counts, Prompts
+from ppp.extensions import import_extensions, named_in
 from ppp.recipe import Recipe, config_path, merge_entry, read_recipe, read_value, read_yaml, split_entry_overrides
 from ppp.recipe_config import source_options
 from ppp.types import RecipeError
@@ -147,6 +148,7 @@ def parse_arguments(argv: Sequence[str]) -> EvaluationSettings | SavedResults:
     if own.max_tasks is not None:
         check_at_least("max_tasks", own.max_tasks, 1)
     shared = _RecipeOptions(own, rest, given["tasks"])
+    import_extensions(named_in(rest, shared.file))  # agents are looked up before the recipe is read
     agent = None if given["agent"] is None else as_choice("agent", given["agent"])
     recipe = shared.read(agent)
     if agent is None:

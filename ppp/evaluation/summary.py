@@ -16,10 +16,12 @@ from tabulate import tabulate
 
 from ppp.bookkeeping import AGENT, LEDGER_FILE
 from ppp.checks import refuse
+from ppp.evaluation.compare import excludes_zero, paired_differences
 from ppp.evaluation.folder import BASELINE_DIR, RESULTS_FILE, SUMMARY_FILE, read_manifest
 from ppp.evaluation.intervals import few_tasks_warning
 from ppp.evaluation.metrics import summarize_groups
 from ppp.evaluation.records import GROUPS, Record, base_task, failed, read_records
+from ppp.reporting.formats import estimate
 from ppp.rewards import METRIC_VERSION
 from ppp.run_folder import write_whole
 
@@ -42,8 +44,7 @@ def summarize_evaluation(
         wall_s: seconds of the part that has just been played.
     """
     ordered = sorted(records, key=lambda record: (record["row"], record["copy"], record["task_id"]))
-    variant = "paper" if manifest is None else manifest["rewards"]["personalization"]
-    summary: dict[str, Any] = summarize_groups(ordered, personalization=variant)
+    summary: dict[str, Any] = summarize_groups(ordered, personalization=variant_of(manifest))
     before = read_summary(folder) or {}
     if wall_s is not None:
         summary["wall_s"] = round(wall_s, 2)
@@ -84,11 +85,19 @@ def write_summary(summary: Mapping[str, Any], folder: Path) -> None:
     write_whole(folder / SUMMARY_FILE, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
-def with_differences(summary: Mapping[str, Any], ours: Sequence[Record], theirs: Sequence[Record]) -> dict[str, Any]:
-    """The summary of an agent and, paired by session, how it differs from its baseline."""
-    from ppp.evaluation.compare import paired_differences
+def with_differences(
+    summary: Mapping[str, Any], baseline: Sequence[Record], records: Sequence[Record]
+) -> dict[str, Any]:
+    """The summary of an agent, with what changes from its baseline to it, paired by session."""
+    return {
+        **summary,
+        "differences": paired_differences(baseline, records, personalization=variant_of(summary["evaluation"])),
+    }
 
-    return {**summary, "differences": paired_differences(ours, theirs)}
+
+def variant_of(manifest: Mapping[str, Any] | None) -> str:
+    """Which personalization is meant; the paper's where nobody says it."""
+    return "paper" if manifest is None else str(manifest["rewards"]["personalization"])
 
 
 def summarize_results(path: Path, output_dir: Path | None = None) -> tuple[dict[str, Any], Path]:
@@ -111,7 +120,7 @@ def summarize_results(path: Path, output_dir: Path | None = None) -> tuple[dict[
     summary = summarize_evaluation(records, manifest, results.parent)
     other = results.parent / BASELINE_DIR / RESULTS_FILE
     if results.name == RESULTS_FILE and other.is_file():
-        summary = with_differences(summary, records, tell_damage(other))
+        summary = with_differences(summary, tell_damage(other), records)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_summary(summary, folder)
@@ -149,11 +158,11 @@ def shown_summary(summary: Mapping[str, Any]) -> str:
         if name not in summary:
             continue
         group = summary[name]
-        scores = [_with_interval(group[score], group["intervals"].get(score)) for score in SCORES]
+        scores = [estimate(group[score], group["intervals"][score]) for score in SCORES]
         questions = "/".join("-" if (value := group["effort"][e]) is None else f"{value:.2f}" for e in EFFORT_COLUMNS)
         rows.append([name.replace("_", ", "), group["num_sessions"], group["num_tasks"], *scores, questions])
     headers = ["prompts", "sessions", "tasks", *(score.replace("_", " ") for score in SCORES), "questions"]
-    parts = [tabulate(rows, headers, tablefmt="simple", disable_numparse=True, stralign="right")]
+    parts = [_table(rows, headers)]
     if "differences" in summary:
         parts.append(shown_differences(summary["differences"]))
     if summary["num_failed"]:
@@ -165,13 +174,20 @@ def shown_summary(summary: Mapping[str, Any]) -> str:
 
 
 def shown_differences(differences: Mapping[str, Any]) -> str:
-    return json.dumps(differences)
+    """A row per group: what each score gains over the baseline, on the sessions that both have played."""
+    rows = []
+    for name, group in differences["groups"].items():
+        cells = []
+        for score in SCORES:
+            bounds = group["intervals"][score]
+            star = "*" if excludes_zero(bounds) else ""
+            cells.append(estimate(group["difference"][score], bounds, sign=True) + star)
+        rows.append([name.replace("_", ", "), group["num_pairs"], *cells])
+    headers = ["gain over baseline", "pairs", *(score.replace("_", " ") for score in SCORES)]
+    return _table(rows, headers) + "\n* more than chance, at 95 %"
 
 
-def _with_interval(value: float | None, bounds: Sequence[float | None] | None) -> str:
-    if value is None:
-        return "-"
-    if bounds is None or None in bounds:
-        return f"{value:.1f}"
-    low, high = bounds
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+def _table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
+    return tabulate(
+        rows, headers, tablefmt="simple", disable_numparse=True, colalign=["left", *["right"] * len(rows[0][1:])]
+    )
