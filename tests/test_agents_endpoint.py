@@ -178,13 +178,16 @@ def test_an_empty_answer_is_a_turn_without_a_call(server: ChatServer) -> None:
 
 
 @pytest.mark.parametrize("cut", [DONE, town_player.message_of("finish", '{"answer": "f')])
-def test_a_turn_that_was_cut_off_is_not_carried_out(server: ChatServer, cut: dict[str, Any]) -> None:
+def test_a_turn_that_was_cut_off_is_not_carried_out(
+    server: ChatServer, cut: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     agent = checked(server)
-    script_of(server, Said(cut, "length"), DONE)
+    script_of(server, Said(cut, "length"), Said(cut, "length"), DONE)
     (trajectory,) = play(agent)
-    assert [turn.truncated for turn in trajectory.turns] == [True, False]
+    assert [turn.truncated for turn in trajectory.turns] == [True, True, False]
     assert "cut off" in str(trajectory.turns[0].observation) and trajectory.stop_reason is StopReason.FINISHED
     assert "tool_calls" not in server.requests[1]["messages"][-2]
+    assert caplog.text.count("agent.max_tokens") == 1
 
 
 def test_an_answer_that_a_filter_held_back_leaves_the_session_out(server: ChatServer) -> None:

@@ -78,6 +78,7 @@ class EndpointAgent(Agent):
         self.ledger = self.gateway.ledger
         self.tool_calls: ToolCalls | None = "text" if tool_calls == "text" else None
         self.problem = ""
+        self._told_of_cuts = False
         self._finding_out = asyncio.Lock()
 
     @classmethod
@@ -128,10 +129,11 @@ class EndpointAgent(Agent):
             async with self._finding_out:
                 if self.tool_calls is None:
                     await self._find_out()
+        limit = self.endpoint.max_tokens or max_tokens
         if self.tool_calls == "text":
-            turn = await self._ask(as_text(messages, tools), (), max_tokens, seed)
+            turn = await self._ask(as_text(messages, tools), (), limit, seed)
             return text_turn(turn.said, tools, is_cut_off=turn.is_cut_off, num_tokens=turn.num_tokens)
-        turn = await self._ask(messages, tools, max_tokens, seed)
+        turn = await self._ask(messages, tools, limit, seed)
         return native_turn(turn.said, is_cut_off=turn.is_cut_off, num_tokens=turn.num_tokens)
 
     async def close(self) -> None:
@@ -145,10 +147,11 @@ class EndpointAgent(Agent):
         Raises:
             ContextFullError: the conversation alone is longer than the context.
         """
-        limit = self.endpoint.max_tokens or max_tokens
         offered = [tool.as_openai() for tool in tools]
         try:
-            return await self.gateway.take_turn(messages, offered, max_tokens=limit, seed=seed)
+            turn = await self.gateway.take_turn(messages, offered, max_tokens=max_tokens, seed=seed)
+            self._tell_of_cuts(turn, max_tokens)
+            return turn
         except InfrastructureError as error:
             if error.kind != CONTEXT_LENGTH:
                 raise
@@ -160,6 +163,17 @@ class EndpointAgent(Agent):
             if not any(message["role"] == "assistant" for message in messages):
                 logger.warning("%s: its context is too short for the first turn of a session: %s", self.name, error)
             raise ContextFullError(str(error)) from None
+
+    def _tell_of_cuts(self, turn: ChatTurn, max_tokens: int) -> None:
+        """Say once that turns are cut off: a limit that suits one model leaves another no room to think."""
+        if turn.is_cut_off and not self._told_of_cuts:
+            self._told_of_cuts = True
+            logger.warning(
+                "%s: a turn was cut off at %d tokens; that is %s.max_tokens, or limits.max_tokens_per_turn",
+                self.name,
+                max_tokens,
+                self.where,
+            )
 
     async def _find_out(self) -> None:
         """Decide between native calls and text; kept in the cache, so that a replay asks as the run did."""

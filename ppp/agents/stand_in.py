@@ -28,9 +28,8 @@ class StandInCodec(Codec):
         (self._stand_in,) = self.tokenizer.encode("_", add_special_tokens=False)
 
     def prompt_ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[ToolSpec] = ()) -> list[int]:
-        """As many tokens as messages and tools take."""
-        num_bytes = sum(len(clean(message["content"]).encode()) for message in messages)
-        return self._tokens(num_bytes + sum(len(json.dumps(tool.as_openai())) for tool in tools))
+        """As many tokens as the messages take; how tools are shown, if at all, is a matter of each model."""
+        return self._tokens(sum(len(clean(message["content"]).encode()) for message in messages))
 
     def suffix_ids(self, observation: str, *, closed: bool, name: str) -> list[int]:
         """As many tokens as an observation takes."""

@@ -63,13 +63,14 @@ def read_turn(content: str, request: Mapping[str, Any]) -> tuple[Recorded, Usage
     """
     message, reason, counts = _fields(content)
     try:
-        text = read_message(message).to_json()
+        said = read_message(message)
     except ValueError as problem:
         raise RequestFailure("invalid body", f"the body holds no assistant message: {problem}", retry=True) from None
-    usage = _usage(counts, text, request)
+    written = "".join(call.name + call.arguments for call in said.calls)
+    usage = _usage(counts, said.text + said.reasoning + written, request)
     if reason == CONTENT_FILTER:
         raise RequestFailure(CONTENT_FILTER, f"the answer was held back (finish_reason {reason})", usage=usage)
-    return Recorded(text, usage.prompt_tokens, usage.completion_tokens, reason), usage
+    return Recorded(said.to_json(), usage.prompt_tokens, usage.completion_tokens, reason), usage
 
 
 def _fields(content: str) -> tuple[Mapping[str, Any], str | None, Any]:
