@@ -1,9 +1,11 @@
 // The data of the page: the index, decoded at once, and the blocks of sessions, decoded when they are looked at.
 
 const KEPT_BLOCKS = 6; // decoded blocks that stay in memory
-const SEARCH_BUDGET = 120e6; // characters of searchable text that stay in memory; beyond, each search decodes anew
+// Characters of searchable text that stay in memory; beyond, each search decodes anew. A phone has less of it.
+const SEARCH_BUDGET = matchMedia("(max-width: 860px)").matches ? 80e6 : 400e6;
 const IDLE_BUDGET = 80e6; // characters that are decoded before anybody asks
 const SLICE_MS = 24; // how long a search may hold the page before it lets it breathe
+const REPORT_MS = 250; // how often it shows what it has found so far
 
 const packedText = (id) => document.getElementById(id).textContent;
 
@@ -31,7 +33,7 @@ const documentRead = new Promise((resolve) => {
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", resolve);
   else resolve();
 });
-const breathe = () => new Promise((resolve) => setTimeout(resolve, 0));
+const breathe = () => (window.scheduler?.yield ? scheduler.yield() : new Promise((resolve) => setTimeout(resolve, 0)));
 
 const data = { index: null, starts: [], chars: [], blocks: new Map(), searchable: [], decoding: new Map(), kept: 0 };
 
@@ -127,7 +129,7 @@ async function runSearch(query, report) {
   const before = narrower ? search.hits : null;
   const hits = new Uint8Array(data.index.size);
   Object.assign(search, { words, hits, scanned: 0 });
-  let last = performance.now();
+  let [last, reported] = [performance.now(), performance.now()];
   for (let block = 0; block < data.starts.length; block += 1) {
     const start = data.starts[block];
     if (!before || before.subarray(start, start + data.counts[block]).includes(1)) {
@@ -142,7 +144,9 @@ async function runSearch(query, report) {
       await breathe();
       if (run !== search.running) return;
       last = performance.now();
-      if (block + 1 < data.starts.length) report();
+      if (last - reported < REPORT_MS || search.scanned === data.starts.length) continue;
+      report();
+      reported = performance.now();
     }
   }
   report();

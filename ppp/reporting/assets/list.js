@@ -77,6 +77,8 @@ function showFound() {
   const progress = scanning ? `, searched ${Math.floor((100 * search.scanned) / data.starts.length)} %` : "";
   const all = count === data.index.size;
   page.found.textContent = `${all ? total : `${count.toLocaleString("en")} of ${total}`} sessions${progress}`;
+  page.list.setAttribute("aria-busy", String(Boolean(scanning)));
+  if (!scanning) page.found.dataset.query = state.q; // which search this is the answer to
 }
 
 // Everything that depends on the filters; `keep` leaves the list where it was scrolled to.
