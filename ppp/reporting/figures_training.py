@@ -18,6 +18,7 @@ from ppp.types import Effort
 
 MAX_CURVES = 7  # that can be told apart in one panel
 MAX_PANELS = 4
+TITLE_CHARS = 76  # that stand beside each other over the panels
 EVALUATED = "eval_"  # prefix of what a training measured on its held-out sessions
 
 # Sessions of the diamonds among the curves: those that are like the sessions of training, if there are some.
@@ -78,7 +79,7 @@ def ask_ratios(runs: Runs) -> Sketch | str:
             draw_lines(
                 axes, {label: series(run.metrics, key) for label, key in ASK_KEYS.items()}, ASK_LOOKS, smoothed=True
             )
-            axes.set(title=shown(run.name), xlabel="training step", ylim=(-2, 102))
+            axes.set(title=shown(run.name, TITLE_CHARS // len(trainings)), xlabel="training step", ylim=(-2, 102))
         share_scale(panels, len(panels))
         panels[0].set_ylabel("percent")
 
@@ -103,7 +104,7 @@ def efforts(runs: Runs) -> Sketch | str:
         highest = 0.0
         for axes, run in zip(panels, trainings, strict=True):
             draw_stack(axes, *complete_efforts(run))
-            axes.set(title=shown(run.name), xlabel="training step")
+            axes.set(title=shown(run.name, TITLE_CHARS // len(trainings)), xlabel="training step")
             highest = max(highest, axes.get_ylim()[1])
         for axes in panels:
             axes.set_ylim(0, highest)

@@ -41,6 +41,7 @@ STYLE: dict[str, Any] = {
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
 }
 MAX_LABEL = 40
+LEGEND_CHARS = 100  # that stand in a row of a legend, its lines counted as eight
 
 WIDTH = 6.8  # inches, of every figure: text is still read where a page shows it at half its width
 
@@ -87,9 +88,9 @@ def to_picture(picture: Drawing, form: str) -> bytes:
     return file.getvalue()
 
 
-def shown(label: str) -> str:
-    """A name as a label: short, and not hidden by matplotlib, which takes a leading underscore for a request."""
-    label = label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 1]}…"
+def shown(label: str, most: int = MAX_LABEL) -> str:
+    """A name as a label: cut in its middle, and not hidden by matplotlib, where a leading underscore is a request."""
+    label = label if len(label) <= most else f"{label[: most // 2 - 1]}…{label[-(most // 2) :]}"
     return f" {label}" if label.startswith("_") else label
 
 
@@ -194,5 +195,5 @@ def add_legend(picture: Drawing, axes: Sequence[Axes]) -> None:
         handles, labels = part.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
     if entries:
-        columns = min(len(entries), 3)
+        columns = max(1, min(len(entries), LEGEND_CHARS // (8 + max(map(len, entries)))))
         picture.legend(list(entries.values()), list(entries), loc="outside upper left", ncols=columns, fontsize=9)
