@@ -202,6 +202,7 @@ def test_a_person_plays_the_user_without_hurry_and_leaves_by_an_interrupt(tmp_pa
         assert isinstance(child.logfile_read, io.StringIO)
         shown = child.logfile_read.getvalue().replace("\x1b[0m", "").split("\r\n")
     assert "\x1b[1m" in "".join(shown), "headings stand out"
+    assert "".join(shown).count("gets back:") == 1, "what the person has just typed is not shown again"
     quoted = [line for line in shown if line.startswith("  | ")]
     assert quoted and all(wcwidth.width(line) <= 44 for line in quoted)
     (record,) = records_of(folder)

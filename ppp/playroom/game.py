@@ -138,6 +138,7 @@ class Game:
                 settings.wish, self.rows, self.recipe.config.eval_preferences, self.sessions, self.recipe.args.seed
             )
             self._introduce(session, number)
+            self.terminal.say("One moment ...", "dim")  # an environment may have to be set up first
             (trajectory,) = pool.run([RolloutJob(session.task, row=session.number, copy=0)], step=0)
             self._keep(session, trajectory, pool)
             if number < settings.num_sessions and not self._goes_on():
