@@ -7,6 +7,7 @@ What can be added, with examples, is in `recipes/adding.md`.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import sys
@@ -38,6 +39,21 @@ def import_extensions(modules: Sequence[str]) -> None:
         _import(name)
         for kind, (table, problem_of) in TABLES.items():
             check_entries(name, kind, before[kind], table, problem_of)
+
+
+def named_in(argv: Sequence[str], recipe: Mapping[str, Any]) -> list[str]:
+    """The modules that a command line or, where it has none, a recipe names, before either was checked.
+
+    For commands that look into a table before they have read the recipe.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--imports", nargs="+")
+    try:
+        given = parser.parse_known_args(list(argv))[0].imports
+    except argparse.ArgumentError:
+        return []  # the recipe's own check says what is wrong
+    found = recipe.get("imports", []) if given is None else given
+    return [name for name in ([found] if isinstance(found, str) else found or []) if isinstance(name, str)]
 
 
 def _import(name: str) -> None:

@@ -154,11 +154,8 @@ def parse_arguments(argv: Sequence[str]) -> EvaluationSettings | SavedResults:
     if agent is None:
         name = recipe.config.model_name_or_path
         agent = AgentChoice(CHECKPOINT, TINY_MODEL if name is None else name)
-    baseline = None
-    if given["baseline"] is not None:
-        other = as_choice("baseline", given["baseline"])
-        baseline = (other, shared.read(other))
-    return EvaluationSettings(agent, recipe, baseline, own.output_dir, _counts(own), own.prompts, own.max_tasks)
+    baseline = None if other is None else (other, shared.read(other))
+    return EvaluationSettings(agent, recipe, baseline, own.output_dir, counts, own.prompts, own.max_tasks)
 
 
 def take_entries(argv: Sequence[str], mappings: Sequence[str]) -> tuple[list[str], list[tuple[str, str, Any]]]:
@@ -232,7 +229,7 @@ class _RecipeOptions:
         elif tasks is not None:
             source = {**{name: source[name] for name in ("repositories",) if name in source}, "path": tasks}
         source = source or DEFAULT_TASKS.get(environment, {})
-        if not source:
+        if not source and environment in ENVIRONMENTS:
             raise RecipeError(f"tasks: missing; name a file with tasks of {environment}")
         values: dict[str, Any] = {} if self.has_recipe else dict(DEFAULT_VALUES.get(environment, {}))
         options = (self.file.get("environment_options") or {}).get(environment)

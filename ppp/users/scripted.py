@@ -53,7 +53,8 @@ REFUSERS = ("do_selection", "amateur")  # who answers nothing when asked in anot
 
 
 class ScriptedUser(User):
-    """Answers from the details of the task (`payload["details"]`) or, where there are none, from the precise prompt.
+    """Answers from the details of the task (`payload["details"]`, of which `payload["missing"]` names those that its
+    vague prompt leaves out) or, where there are none, from the precise prompt.
 
     An answer is low effort when a missing detail was asked for, and high when the question asks for the solution: the
     user then works out and states every detail, though never the function. It is medium when the question is about
@@ -73,7 +74,8 @@ class ScriptedUser(User):
         follows = self.follows(question, turns)
         if self.task.preference in REFUSERS and not follows:
             return Answer(DONT_KNOW, Effort.MEDIUM, follows)
-        text, effort = self._from_details(question) if "details" in self.task.payload else self._from_text(question)
+        has_details = {"details", "missing"} <= self.task.payload.keys()
+        text, effort = self._from_details(question) if has_details else self._from_text(question)
         return Answer(text, effort, follows)
 
     def follows(self, question: str, turns: Sequence[Turn]) -> bool:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from ppp.chat.cache import CACHE_MODES, ChatCache
 from ppp.chat.gateway import ChatEndpoint, ChatGateway
 from ppp.chat.ledger import ChatLedger
+from ppp.extensions import import_extensions
 from ppp.types import InfrastructureError, RecipeError, RunStoppedError
 from ppp.vaguenizer.checks import LEVELS, nothing_to_remove
 from ppp.vaguenizer.report import build_report, count_status, write_report
@@ -63,6 +64,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--level", default="vague", help=f"{', '.join(LEVELS)}; default: vague")
     parser.add_argument(
         "--max_attempts", type=int, default=3, help="texts written for a row before it counts as failed"
+    )
+    parser.add_argument(
+        "--imports", nargs="+", default=[], metavar="MODULE", help="modules with environments of your own"
     )
     parser.add_argument("--corpus", type=Path, help="JSONL with docid and title, for questions with evidence_docids")
     parser.add_argument("--report", type=Path, help="file for a report of what was removed: .md or .json")
@@ -180,6 +184,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         RecipeError: the operator's mistake, before anything is asked.
     """
+    import_extensions(options.imports)
     writer, judge = endpoints(options)
     check_paths(options)
     ledger = ChatLedger(options.max_cost, options.max_calls)
