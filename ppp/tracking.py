@@ -23,6 +23,7 @@ from transformers.integrations import WandbCallback
 
 from ppp.config import PPPConfig
 from ppp.encoder import clean
+from ppp.evaluation.records import GROUPS
 from ppp.run_folder import write_whole
 from ppp.run_log import RunLog
 from ppp.types import InfrastructureError, RecipeError
@@ -242,22 +243,32 @@ def log_evaluation(
 
 def groups(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The groups of sessions that a summary tells of."""
-    return {name: value for name, value in summary.items() if isinstance(value, dict) and "preferences" in value}
+    return {name: summary[name] for name in GROUPS if name in summary}
 
 
 def scores(summary: Mapping[str, Any]) -> dict[str, float]:
-    """`group/score` -> value, and `group/score/low` and `/high` where there is an interval."""
+    """`group/score` -> value, and `group/score/low` and `/high` where there is an interval.
+
+    If there was a baseline, its scores stand under `baseline/`, without intervals, and `difference/` is ours minus its.
+    """
     found: dict[str, float] = {}
     for name, group in groups(summary).items():
-        for score in SCORES:
-            if group[score] is None:
-                continue
-            found[f"{name}/{score}"] = group[score]
-            bounds = group["intervals"].get(score)
-            if bounds is not None:
-                found |= {f"{name}/{score}/{end}": value for end, value in zip(("low", "high"), bounds, strict=True)}
+        found |= _with_bounds(name, group, group["intervals"])
         found |= {f"{name}/effort/{key}": value for key, value in group["effort"].items() if value is not None}
         found[f"{name}/num_sessions"] = group["num_sessions"]
+    for name, group in summary.get("differences", {}).get("groups", {}).items():
+        found |= _with_bounds(f"baseline/{name}", group["first"], {})
+        found |= _with_bounds(f"difference/{name}", group["difference"], group["intervals"])
+    return found
+
+
+def _with_bounds(name: str, values: Mapping[str, Any], intervals: Mapping[str, Any]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for score in SCORES:
+        if values[score] is not None:
+            found[f"{name}/{score}"] = values[score]
+            bounds = intervals.get(score) or ()
+            found |= {f"{name}/{score}/{end}": value for end, value in zip(("low", "high"), bounds, strict=False)}
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,14 @@ from wandb.proto import wandb_internal_pb2
 
 
 def find_run(folder: Path) -> Path:
-    """The one offline run below the folder that W&B was given."""
+    """The one offline run below the folder that W&B was given, once its last record is written: W&B's own process does
+    that, a moment after the run has ended."""
     (path,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
-    return path
+    for _ in range(600):
+        if list(records(path, "exit")):
+            return path
+        time.sleep(0.05)
+    raise AssertionError(f"{path} has no end")
 
 
 def frames(data: bytes) -> Iterator[bytes]:
@@ -29,6 +35,8 @@ def frames(data: bytes) -> Iterator[bytes]:
         _, length, kind = struct.unpack_from("<IHB", data, position)  # checksum, bytes, kind of part
         parts.append(data[position + 7 : position + 7 + length])
         position += 7 + length
+        if len(parts[-1]) < length:  # still being written
+            return
         if kind in (1, 4):  # the whole, or the last part
             yield b"".join(parts)
             parts = []

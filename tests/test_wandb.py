@@ -18,6 +18,7 @@ import runs
 import wandb
 import yaml
 
+from ppp import evaluate
 from ppp.evaluation.metrics import summarize_groups
 from ppp.rewards import METRIC_VERSION, RewardSettings, score_trajectory
 from ppp.run_log import trajectory_record
@@ -185,6 +186,24 @@ def test_what_others_say_stays_text_and_cannot_pass_for_a_line_of_ours(offline: 
     assert labels == ["prompt:", "agent:", "call ask_user:", "user:", "final answer:"]
     assert MAX_CHARS <= len(rows[-1]["conversation"]) < MAX_CHARS + 100
     assert not list((tmp_path / "wandb").rglob("*.html"))
+
+
+def test_ppp_evaluate_reports_its_scores_and_how_they_differ_from_a_baselines(offline: None, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = ["--agent", "always_ask", "--baseline", "never_ask", "--environment", "town", "--num_sessions", "24"]
+    options += ["--sessions_per_unseen_preference", "1", "--max_tasks", "8", "--report_to", "wandb"]
+    assert evaluate.main([*options, "--output_dir", str(folder)]) == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    path = offline_wandb.find_run(folder)
+    (line,) = offline_wandb.history(path)
+    assert line["vague/productivity"] == summary["vague"]["productivity"]
+    found = summary["differences"]["groups"]["vague"]
+    ours, theirs = line["vague/ask_ratio"], line["baseline/vague/ask_ratio"]
+    assert (ours, theirs) == (100, 0) and line["difference/vague/ask_ratio"] == found["difference"]["ask_ratio"] == 100
+    assert line["difference/vague/productivity/low"] == found["intervals"]["productivity"][0]
+    assert len(offline_wandb.table(path, line["sessions"])) == 24 + 8 + 24
+    (run,) = offline_wandb.records(path, "run")
+    assert run.display_name == "run"
 
 
 def test_an_evaluation_that_wandb_does_not_take_is_warned_of_once(
