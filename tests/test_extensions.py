@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from ppp.baselines import POLICIES
+from ppp.cli import main as ppp
+from ppp.data import GENERATORS
 from ppp.environments import ENVIRONMENTS
 from ppp.extensions import TABLES, import_extensions
 from ppp.preferences import PENALIZED, PREFERENCES, SEEN, UNSEEN
@@ -19,6 +24,7 @@ from ppp.rewards import TERMS
 from ppp.types import RecipeError
 from ppp.users import USERS
 
+TWO_PROCESSES = Path(__file__).parent.parent / "accelerate_configs" / "cpu_ddp_2.yaml"
 POLITE = """
 from dataclasses import replace
 from ppp.preferences import PREFERENCES
@@ -125,21 +131,118 @@ def test_importing_twice_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert ENVIRONMENTS["mine"] == "ppp.environments.town:TownEnvironment"
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "warmstart", "doctor"])
-def test_every_command_that_reads_a_recipe_imports_first(command: str, tmp_path: Path) -> None:
-    """The one sentence of a missing module comes before that of an environment which only it would have added."""
-    recipe = {"imports": ["my_missing"], "tiny_model": True, "environments": {"mine": 1}, "use_cpu": True}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    options = {"evaluate": ["--agent", "always_ask"], "train": []}.get(command, [])
-    where = [] if command in ("doctor", "train") else ["--output_dir", "out"]
-    config = ["recipe.yaml", "--fast"] if command == "doctor" else ["--config", "recipe.yaml"]
+COMMANDS = {
+    "train": ["train", "--config", "recipe.yaml"],
+    "evaluate": ["evaluate", "--config", "recipe.yaml", "--agent", "my_agent", "--output_dir", "out"],
+    "warmstart": ["warmstart", "--config", "recipe.yaml", "--output_dir", "out"],
+    "doctor": ["doctor", "recipe.yaml", "--fast"],
+    "play": ["play", "--config", "recipe.yaml", "--as", "user", "--agent", "my_agent"],
+    "users": ["users", "check", "--config", "recipe.yaml"],
+    "vaguenize": ["vaguenize", "in.jsonl", "out.jsonl", "--model", "m", "--imports", "my_missing"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_imports_before_it_checks_anything(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The one sentence of a missing module comes before those of what only it would have added."""
+    recipe = {"imports": "my_missing", "tiny_model": True, "environments": {"mine": 1}, "user": "mine"}
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    status = ppp(COMMANDS[command])
+    told = capsys.readouterr()
+    said = " ".join((told.out + told.err).split())
+    assert status == 2, said
+    assert "imports: 'my_missing' is not allowed; there is no such module" in said
+
+
+HOUSE = """
+from ppp.baselines import POLICIES
+from ppp.data import GENERATORS
+from ppp.environments import ENVIRONMENTS
+from ppp.environments.tools import ToolEnvironment, tool
+from ppp.types import ToolCall
+
+class House(ToolEnvironment):
+    @tool
+    def look(self) -> str:
+        \"\"\"Look.\"\"\"
+        return "A house."
+
+    async def score(self, answer):
+        return float(answer == self.task.payload["gold"])
+
+class Guesser:
+    def act(self, task, turns):
+        return "", ToolCall("finish", {"answer": "a"})
+
+def rows(num):
+    for index in range(num):
+        gold = {"gold": "ab"[index % 2]}
+        yield {"task_id": str(index), "vague_prompt": "Which?", "precise_prompt": "A or B?", "payload": gold}
+
+ENVIRONMENTS["my_house"] = House
+GENERATORS["my_house"] = "my_house:rows"
+POLICIES["my_guesser"] = ("my_house", "my_house:Guesser")
+"""
+
+
+def house_recipe() -> None:
+    recipe = {
+        "imports": ["my_house"],
+        "tiny_model": True,
+        "environments": {"my_house": 1},
+        "train_tasks": {"my_house": {"num": 4}},
+        "eval_tasks": {"my_house": {"num": 4}},
+        "preferences": ["no_preference", "no_ask"],
+        "max_steps": 1,
+        "per_device_train_batch_size": 4,
+        "num_generations": 2,
+        "max_completion_length": 32,
+        "limits": {
+            "max_turns": 2,
+            "max_tokens_per_turn": 12,
+            "max_observation_tokens": 16,
+            "max_prompt_tokens": 2048,
+        },
+        "reward_clip": None,
+        "use_cpu": True,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+    }
+    Path("my_house.py").write_text(HOUSE)
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def test_agents_environments_and_tasks_of_ones_own_are_evaluated_with_and_without_a_recipe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house_recipe()
+    add("my_house", HOUSE, monkeypatch)
+    forget(monkeypatch, (ENVIRONMENTS, "my_house"), (GENERATORS, "my_house"), (POLICIES, "my_guesser"))
+    options = ["--preferences", "no_preference", "--sessions_per_preference", "4", "--prompts", "vague"]
+    assert ppp(["evaluate", "--config", "recipe.yaml", "--agent", "my_guesser", *options, "--output_dir", "a"]) == 0
+    bare = ["--environment", "my_house", "--tasks", "{num: 4}", "--imports", "my_house"]
+    assert ppp(["evaluate", "--agent", "my_guesser", *bare, *options, "--output_dir", "b"]) == 0
+    summaries = [json.loads(Path(folder, "summary.json").read_text())["vague"] for folder in ("a", "b")]
+    assert summaries[0] == summaries[1] and summaries[0]["productivity"] == 50.0
+
+
+def test_every_process_of_a_run_imports() -> None:
+    house_recipe()
+    launch = ["launch", "--config_file", str(TWO_PROCESSES), "--main_process_port", "0"]
+    options = ["--config", "recipe.yaml", "--output_dir", "run", "--per_device_train_batch_size", "2"]
     done = subprocess.run(
-        [sys.executable, "-m", "ppp.cli", command, *config, *options, *where],
-        cwd=tmp_path,
+        [sys.executable, "-m", "accelerate.commands.accelerate_cli", *launch, "-m", "ppp.train", *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
     )
-    assert done.returncode == 2, done.stderr
-    said = " ".join((done.stdout + done.stderr).split())
-    assert "imports: 'my_missing' is not allowed; there is no such module" in said
+    assert done.returncode == 0, done.stderr[-3000:]
+    played = [
+        json.loads(line)["environment"]
+        for path in Path("run").glob("trajectories*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    assert played == ["my_house"] * 4 and len(list(Path("run").glob("trajectories*.jsonl"))) == 2
+    assert "my_house" in yaml.safe_load(Path("run/recipe.yaml").read_text())["imports"]
