@@ -21,7 +21,7 @@ Numbers = NDArray[np.intp]
 Interval = tuple[float, float]
 
 FEW_TASKS = 30
-MIN_EFFECTIVE = 1.5  # a metric that hangs on little more than a single task has no interval
+MIN_EFFECTIVE = 2.0 - 1e-9  # a metric that is borne by less than two tasks has no interval
 BLOCK = 250  # resamples at a time
 SAME = 1e-12  # numbers that differ by less are equal but for rounding
 NORMAL = NormalDist()
