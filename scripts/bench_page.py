@@ -45,10 +45,13 @@ TIMED = """async ([kind, name, value]) => {
   await painted();
   return performance.now() - start;
 }"""
+MARKS = """[
+  performance.getEntriesByName("usable")[0].startTime,
+  performance.timing.loadEventEnd - performance.timing.navigationStart,
+]"""
 OPEN_SESSION = """async (row) => {
   const start = performance.now();
   row.click();
-  const id = row.id;
   while (!document.querySelector("#view .session") || document.querySelector("#view .session").dataset.seen) {
     await new Promise((resolve) => setTimeout(resolve, 0));
   }
@@ -140,9 +143,7 @@ def open_times(browser: Any, address: str, repeats: int) -> tuple[list[float], l
         page = browser.new_page()
         page.goto(address, wait_until="load")
         page.wait_for_selector("html[data-ready]")
-        marks = page.evaluate(
-            "[performance.getEntriesByName('usable')[0].startTime, performance.timing.loadEventEnd - performance.timing.navigationStart]"
-        )
+        marks = page.evaluate(MARKS)
         usable.append(marks[0] / 1000)
         whole.append(marks[1] / 1000)
         page.close()
