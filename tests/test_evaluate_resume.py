@@ -138,7 +138,7 @@ def test_a_killed_evaluation_of_an_endpoint_goes_on_and_ends_as_if_nothing_had_h
 def test_a_killed_evaluation_of_an_endpoint_on_real_issues_goes_on(tmp_path: Path) -> None:
     issues = Path(os.environ["PPP_TEST_DATA"]) / "swe" / "funcloc_dev.jsonl"
     tasks = {"path": str(issues), "repositories": os.environ["PPP_TEST_MIRRORS"], "skip_empty_gold": True}
-    with AgentServer("func_loc", pause_after=900) as server:
+    with AgentServer("func_loc", pause_after=1500) as server:
         options = endpoint(
             server,
             *("--environment", "func_loc", "--environment_options.func_loc.toolset", "read"),

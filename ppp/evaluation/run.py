@@ -35,6 +35,7 @@ from ppp.rewards import METRIC_VERSION, TERMS, RewardSettings, score_trajectory
 from ppp.rollout import RolloutJob, RolloutPool
 from ppp.run_log import trajectory_record
 from ppp.token_log import TOKENS_FILE, TokenLog
+from ppp.tracking import check_wandb, log_evaluation, wants_wandb
 from ppp.types import RunStoppedError, Trajectory
 from ppp.users.crowd import Crowd, Crowds
 
@@ -68,6 +69,7 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
         InterruptedEvaluation: likewise, for Ctrl-C.
     """
     config = settings.recipe.config
+    check_wandb(settings.recipe.args)
     rows = load_held_out_rows(settings.recipe, settings.max_tasks)
     seed = settings.recipe.args.seed
     sessions = plan_sessions(rows, config.eval_preferences, settings.counts, seed, settings.prompts)
@@ -88,6 +90,8 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
         summary = with_differences(summary, played[1].records, ours)
         write_summary(summary, settings.output_dir)
     warn_of_few_tasks(ours)
+    if wants_wandb(settings.recipe.args):
+        log_evaluation(summary, ours, settings.output_dir)
     for part, found in zip(parts, played, strict=True):
         check_failure_rate(found.records, part.recipe.config.max_failure_rate)
     return summary

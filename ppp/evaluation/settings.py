@@ -150,6 +150,8 @@ def parse_arguments(argv: Sequence[str]) -> EvaluationSettings | SavedResults:
     shared = _RecipeOptions(own, rest, given["tasks"])
     import_extensions(named_in(rest, shared.file))  # agents are looked up before the recipe is read
     agent = None if given["agent"] is None else as_choice("agent", given["agent"])
+    other = None if given["baseline"] is None else as_choice("baseline", given["baseline"])
+    counts = _counts(own)
     recipe = shared.read(agent)
     if agent is None:
         name = recipe.config.model_name_or_path
@@ -194,14 +196,15 @@ class _RecipeOptions:
             self.file = read_yaml(path)
         self.given = {text.partition("=")[0].partition(".")[0] for text in rest if text.startswith("--")}
         self.has_recipe = path is not None or "--environments" in self.given
-        self.rest += [*self._environment(own.environment, tasks), *self._users(own.user, rest)]
-        if own.preferences is not None:
-            names = [name for text in own.preferences for name in text.split(",") if name]
-            self.rest += ["--eval_preferences", *(names or [""])]
+        self.own, self.tasks, self.more = own, tasks, rest
 
     def read(self, agent: AgentChoice | None) -> Recipe:
         """The recipe in which an agent plays; None stands for the recipe's own model."""
-        rest = list(self.rest)
+        own = self.own
+        rest = [*self.rest, *self._environment(own.environment, self.tasks), *self._users(own.user, self.more)]
+        if own.preferences is not None:
+            names = [name for text in own.preferences for name in text.split(",") if name]
+            rest += ["--eval_preferences", *(names or [""])]
         if agent is not None and agent.kind == CHECKPOINT:
             rest += ["--model_name_or_path", agent.name, "--tiny_model", "false"]
         elif agent is not None and not self._has_model():
@@ -223,12 +226,13 @@ class _RecipeOptions:
             if len(names := list(sources or self.file.get("environments") or {})) != 1:
                 raise refuse("environment", None, f"name one of {', '.join(ENVIRONMENTS)}")
             environment = str(names[0])
-        source = source_options("eval_tasks", sources, environment) if environment in sources else {}
-        if isinstance(tasks, Mapping):
-            source = {**source, **tasks}
-        elif tasks is not None:
-            source = {**{name: source[name] for name in ("repositories",) if name in source}, "path": tasks}
-        source = source or DEFAULT_TASKS.get(environment, {})
+        chosen = {"path": tasks} if isinstance(tasks, str) else dict(tasks or {})
+        source = dict(DEFAULT_TASKS.get(environment, {}))
+        if environment in sources:
+            source = source_options("eval_tasks", sources, environment)
+        if "path" in chosen and "path" not in source:
+            source = {}  # options of a generator
+        source |= chosen
         if not source and environment in ENVIRONMENTS:
             raise RecipeError(f"tasks: missing; name a file with tasks of {environment}")
         values: dict[str, Any] = {} if self.has_recipe else dict(DEFAULT_VALUES.get(environment, {}))
