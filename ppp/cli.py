@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "how two evaluations of the same sessions differ, and which sessions changed most",
     ),
     "play": ("ppp.play", "take part yourself, as the user of an agent or as the agent of a user"),
-    "report": ("ppp.report", "plots and tables of a run"),
+    "report": ("ppp.report", "tables and figures of runs, and one HTML page with every conversation"),
 }
 
 

@@ -56,11 +56,22 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--max_sessions", type=int, default=20_000, help="that the page holds (default: %(default)s)")
     parser.add_argument(
+        "--imports",
+        nargs="+",
+        default=[],
+        metavar="MODULE",
+        help="modules with preferences of your own",
+    )
+    parser.add_argument(
         "--watch", action="store_true", help="serve the page on 127.0.0.1 while a run goes on, until Ctrl-C"
     )
     parser.add_argument("--port", type=int, default=0, help="of --watch (default: a free one)")
     own = parser.parse_args(argv)
     check_at_least("max_sessions", own.max_sessions, 0)
+    if own.imports:
+        from ppp.extensions import import_extensions  # imports environments and users, which a report does not need
+
+        import_extensions(own.imports)
     own.formats = list(dict.fromkeys(own.formats.split(",")))
     for form in own.formats:
         if form not in ALL_FORMATS:

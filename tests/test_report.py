@@ -19,6 +19,7 @@ from report_runs import LOW, hand_made, session, training_metrics, write_evaluat
 
 from ppp import evaluate, report
 from ppp.evaluation.folder import MANIFEST_FILE, RESULTS_FILE
+from ppp.preferences import PREFERENCES
 from ppp.reporting.build_report import build_report
 from ppp.reporting.runs import find_runs, read_metrics
 from ppp.reporting.sessions import MAX_TOKENS, choose_sessions, even_places, shares
@@ -325,3 +326,24 @@ def test_a_run_that_goes_on_is_served_on_this_machine(tmp_path: Path) -> None:
             assert process.wait(timeout=30) == 0
         finally:
             process.kill()
+
+
+def test_a_preference_of_ones_own_stands_in_the_group_of_its_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "report_of_polite_users"
+    (tmp_path / f"{name}.py").write_text(
+        "from dataclasses import replace\n"
+        "from ppp.preferences import PREFERENCES\n"
+        'PREFERENCES["polite"] = replace(PREFERENCES["capital"], name="polite")\n',
+        encoding="utf-8",
+    )
+    records = [{**session(1, "capital", 1.0), "preference": "polite", "task_id": "task-1/polite"}]
+    folder = write_evaluation(tmp_path / "run", records)
+    monkeypatch.setitem(PREFERENCES, "polite", PREFERENCES["capital"])  # taken out again after the test
+    monkeypatch.delitem(PREFERENCES, "polite")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert report.main([str(folder)]) == 0
+    assert "held-out" not in (folder / report.TABLE_FILE).read_text(encoding="utf-8")
+    assert report.main([str(folder), "--imports", name]) == 0
+    assert "held-out" in (folder / report.TABLE_FILE).read_text(encoding="utf-8")

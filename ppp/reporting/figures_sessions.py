@@ -32,12 +32,14 @@ def bars_of(found: Mapping[str, Scores | None], metric: str) -> tuple[list[float
     return values, intervals
 
 
-def paint_bars(axes: Axes, groups: Mapping[str, Mapping[str, Scores | None]], metric: str) -> None:
-    """Bars of a metric: series -> run -> scores."""
+def paint_bars(
+    axes: Axes, groups: Mapping[str, Mapping[str, Scores | None]], metric: str, looks: Mapping[str, int]
+) -> None:
+    """Bars of a metric: series -> name -> scores."""
     pairs = {label: bars_of(found, metric) for label, found in groups.items()}
     names = list(next(iter(groups.values())))
     values = {label: pair[0] for label, pair in pairs.items()}
-    draw_bars(axes, names, values, {label: pair[1] for label, pair in pairs.items()})
+    draw_bars(axes, names, values, {label: pair[1] for label, pair in pairs.items()}, looks)
 
 
 def precise_and_vague(runs: Runs) -> Sketch | str:
@@ -52,7 +54,7 @@ def precise_and_vague(runs: Runs) -> Sketch | str:
 
     def paint(panels: Sequence[Axes]) -> None:
         for axes, metric in zip(panels, ("productivity", "ask_ratio"), strict=True):
-            paint_bars(axes, groups, metric)
+            paint_bars(axes, groups, metric, {})
             axes.set_title(metric.replace("_", " "))
         share_scale(panels, 2)
 
@@ -69,7 +71,7 @@ def three_settings(runs: Runs) -> Sketch | str:
     groups = {agent: {name: found[agent].get(name) for name in SETTINGS} for agent in agents}
 
     def paint(panels: Sequence[Axes]) -> None:
-        paint_bars(panels[0], groups, "productivity")
+        paint_bars(panels[0], groups, "productivity", runs.looks)
         panels[0].set_title("productivity")
 
     text = f"Preference fixed to {SETTING_PREFERENCE}. Thin lines: 95 % intervals."

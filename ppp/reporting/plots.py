@@ -143,14 +143,22 @@ def look(number: int) -> tuple[str, Any]:
 
 
 def draw_bars(
-    axes: Axes, names: Sequence[str], series: Mapping[str, Sequence[float | None]], bounds: Mapping[str, Sequence[Any]]
+    axes: Axes,
+    names: Sequence[str],
+    series: Mapping[str, Sequence[float | None]],
+    bounds: Mapping[str, Sequence[Any]],
+    looks: Mapping[str, int],
 ) -> None:
-    """Horizontal bars, a group per name and a bar per series, with intervals [low, high] where there are some."""
+    """Horizontal bars, a group per name and a bar per series, with intervals [low, high] where there are some.
+
+    Args:
+        looks: series -> number of its colour; those that are not named have that of their place.
+    """
     height = 0.8 / len(series)
     for index, (label, values) in enumerate(series.items()):
         places = [row + (index - (len(series) - 1) / 2) * height for row in range(len(names))]
         widths = [0.0 if value is None else value for value in values]
-        colour, hatch = COLOURS[index % len(COLOURS)], ("", "///", "...", "xxx")[index % 4]
+        colour, hatch = look(looks.get(label, index))[0], ("", "///", "...", "xxx")[index % 4]
         axes.barh(
             places, widths, height * 0.9, color=colour, label=shown(label), hatch=hatch, edgecolor=INK, linewidth=0.4
         )

@@ -63,8 +63,8 @@ def variant_rank(training: Training) -> int:
     return known.index(training.variant) if training.variant in known else len(known)
 
 
-def rank(run: Evaluation) -> tuple[int, int, str]:
-    """Where a run stands in a table: agents made of rules, untrained ones, PPP, its ablations."""
+def rank(run: Evaluation) -> tuple[bool, int, int, str]:
+    """Where a run stands in a table: agents made of rules, untrained ones, PPP, ablations; last figure 4's."""
     if run.training is not None:
-        return 2, variant_rank(run.training), run.label
-    return int((run.manifest.get("agent") or {}).get("kind") != "policy"), 0, run.label
+        return run.is_setting, 2, variant_rank(run.training), run.label
+    return run.is_setting, int((run.manifest.get("agent") or {}).get("kind") != "policy"), 0, run.label
