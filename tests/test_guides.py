@@ -64,6 +64,11 @@ def test_every_block_is_of_a_language_that_is_run(page: str) -> None:
     assert {language for language, _ in FENCE.findall(text)} <= set(LANGUAGES)
 
 
+def test_ten_lines_are_ten_lines() -> None:
+    first = next(block for page, block in BLOCKS if page == "library.md")
+    assert len([line for line in first.text.splitlines() if line.strip()]) <= 10
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     text = FENCE.sub("", (ROOT / "recipes" / page).read_text(encoding="utf-8"))

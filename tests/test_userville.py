@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -197,6 +199,30 @@ def test_a_cancelled_evaluation_takes_no_further_turns() -> None:
 
     asyncio.run(main())
     assert num_turns <= 2
+
+
+def test_an_interrupted_cell_takes_no_further_turns() -> None:
+    num_turns = 0
+
+    def agent(messages: Any, tools: Any) -> str:
+        nonlocal num_turns
+        num_turns += 1
+        if num_turns == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return '<tool_call>{"name": "list_files", "arguments": {"module": "parser"}}</tool_call>'
+
+    async def cell() -> None:
+        town(max_concurrency=1).evaluate(agent, progress=False)
+
+    loop = asyncio.new_event_loop()
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(cell())
+    loop.close()
+    for thread in threading.enumerate():
+        if thread.name == "userville":
+            thread.join(timeout=30)
+            assert not thread.is_alive()
+    assert num_turns < len(town().tasks) * 16
 
 
 def test_a_second_call_goes_on_with_its_folder(tmp_path: Path) -> None:
