@@ -20,6 +20,7 @@ from ppp.reporting.runs import split_argument
 from ppp.reporting.watch import serve
 from ppp.types import RecipeError
 
+MAX_PORT = 65_535
 CURVES_FILE = "curves.png"
 TABLE_FILE = "table.md"
 DEFAULT_FORMATS = (PAGE, "md", "tex", "csv", "svg")
@@ -68,6 +69,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=0, help="of --watch (default: a free one)")
     own = parser.parse_args(argv)
     check_at_least("max_sessions", own.max_sessions, 0)
+    if not 0 <= own.port <= MAX_PORT:
+        raise refuse("port", own.port, f"must be a port, up to {MAX_PORT}; 0 takes a free one")
     if own.imports:
         from ppp.extensions import import_extensions  # imports environments and users, which a report does not need
 
@@ -110,10 +113,11 @@ def report(own: argparse.Namespace) -> None:
             return
     forms = [form for form in own.formats if form in PICTURES] if own.output is not None else []
     built = build_report(own.runs, own.max_sessions if own.output is not None else 0, forms)
-    if own.output is not None:
-        written = write_files(built, own.output, own.formats)
-    else:
-        written = write_beside(built, first_folder(own.runs))
+    output = own.output or first_folder(own.runs)
+    try:
+        written = write_beside(built, output) if own.output is None else write_files(built, output, own.formats)
+    except OSError as error:
+        raise refuse("output", str(output), f"cannot be written there ({error.strerror})") from error
     sys.stdout.write("\n".join(to_markdown(table) for table in built.tables if not table.name.startswith(LONG_TABLES)))
     for problem in built.report.problems:
         sys.stderr.write(f"ppp report: {problem}\n")

@@ -159,7 +159,10 @@ def test_damaged_metrics_and_manifests_are_told(tmp_path: Path) -> None:
         file.write('[1]\n{"step": 4, "productivity"')
     folder = write_evaluation(tmp_path / "agent", hand_made())
     (folder / MANIFEST_FILE).write_text("{", encoding="utf-8")
+    strange = {"agent": "x", "rewards": [1], "sessions": 5, "user": "x"}
+    write_evaluation(tmp_path / "strange", hand_made(), **strange)
     problems = "\n".join(build_report([str(tmp_path)], 100).report.problems)
+    assert all(f"{name} is not a JSON object" in problems for name in strange)
     assert "metrics.jsonl, line 4: " in problems and "metrics.jsonl, line 5: cut off" in problems
     assert f"{MANIFEST_FILE}: not JSON" in problems
 
@@ -200,6 +203,8 @@ def test_an_evaluation_that_goes_on_says_how_far_it_is(tmp_path: Path) -> None:
         (["run", "--formats", "md,docx"], "'docx' is not allowed"),
         (["run", "--max_sessions", "-1"], "max_sessions"),
         (["run", "--output", "no/such/folder/x.html"], "must be a file in a folder that exists"),
+        (["run", "--watch", "--port", "99999"], "must be a port"),
+        (["run", "--output", "run/results.jsonl/x.html"], "must be a file in a folder that exists"),
         (["run", "--output", "."], "must be a file in a folder that exists"),
     ],
 )
@@ -347,3 +352,10 @@ def test_a_preference_of_ones_own_stands_in_the_group_of_its_split(
     assert "held-out" not in (folder / report.TABLE_FILE).read_text(encoding="utf-8")
     assert report.main([str(folder), "--imports", name]) == 0
     assert "held-out" in (folder / report.TABLE_FILE).read_text(encoding="utf-8")
+
+
+def test_a_folder_that_takes_no_files_is_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_evaluation(tmp_path / "run", hand_made())
+    (folder / report.TABLE_FILE).mkdir()  # no file can be written over it, not even by root
+    assert report.main([str(folder)]) == 2
+    assert "cannot be written" in capsys.readouterr().err

@@ -18,13 +18,14 @@ from ppp.evaluation.records import Damaged, Results, read_records
 from ppp.reporting.formats import plain
 from ppp.reporting.run_names import name_runs
 from ppp.reporting.run_types import Evaluation, Label, Runs, Training
-from ppp.rewards import TERMS
+from ppp.rewards import TERMS, is_number
 from ppp.run_log import METRICS_FILE, TRAJECTORIES_FILE
 from ppp.types import RecipeError
 
 RESULTS_FILE = "results.jsonl"
 MANIFEST_FILE = "evaluation.json"
 RECIPE_FILE = "recipe.yaml"
+MAPPINGS = ("agent", "user", "rewards", "sessions")  # fields of a manifest that are read further
 MAX_TOLD = 5  # damaged lines of one file that are told one by one
 
 
@@ -155,7 +156,12 @@ def read_manifest(path: Path, problems: list[str]) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         problems.append(f"{plain(str(path))}: not JSON ({error.msg}); the settings of this evaluation are unknown.")
         return {}
-    return manifest if isinstance(manifest, dict) else {}
+    if not isinstance(manifest, dict):
+        problems.append(f"{plain(str(path))}: not a JSON object; the settings of this evaluation are unknown.")
+        return {}
+    strange = [name for name in MAPPINGS if not isinstance(manifest.get(name) or {}, dict)]
+    problems += [f"{plain(str(path))}: {name} is not a JSON object and is left out." for name in strange]
+    return {name: value for name, value in manifest.items() if name not in strange}
 
 
 def read_training(label: Label, folder: Path, problems: list[str]) -> Training:
@@ -180,7 +186,8 @@ def read_weights(path: Path, problems: list[str]) -> dict[str, float]:
         problems.append(f"{plain(str(path))}: not YAML; the weights of this run's reward are unknown.")
         return {}
     given = recipe.get("term_weights") if isinstance(recipe, dict) else None
-    return {term: 1.0 for term in TERMS} | dict(given or {})
+    own = given if isinstance(given, dict) else {}
+    return {term: 1.0 for term in TERMS} | {term: float(value) for term, value in own.items() if is_number(value)}
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[Damaged]]:
