@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPE = "recipes/town.yaml"
 SLICES = ("vague_seen", "vague_unseen", "precise")
 POLICIES = ("always_ask", "never_ask", "plausible_name")
-# While training, 40 sessions of each unseen preference every 20 steps: the curves of figure 8, for ten seconds in all.
+# While training, 40 sessions of each unseen preference every 20 steps: the curves of figure 8, for some twenty seconds in all.
 CURVES = ["--eval_preferences", "unseen", "--eval_tasks.town.num", "40"]
 CURVES += ["--eval_strategy", "steps", "--eval_steps", "20", "--eval_on_start", "true"]
 # Figure 4: one user, who can be asked or cannot; folder -> options.
@@ -54,7 +54,10 @@ def run(command: Sequence[str]) -> float:
 def read_scores(folder: Path) -> dict[str, Any]:
     """What an evaluation found, by kind of session."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return {name: summary[name] for name in SLICES if name in summary}
+    scores = {name: dict(summary[name]) for name in SLICES if name in summary}
+    return {
+        name: {key: value for key, value in found.items() if key != "preferences"} for name, found in scores.items()
+    }
 
 
 def quickstart(seed: int, folder: Path, extra: Sequence[str]) -> dict[str, Any]:
@@ -95,7 +98,7 @@ def quickstart(seed: int, folder: Path, extra: Sequence[str]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="scripts/quickstart.sh",
-        description="Warm start, evaluate, train and evaluate again in the town, and report; about seven minutes on "
+        description="Warm start, evaluate, train and evaluate again in the town, and report; about eight minutes on "
         "two cores. "
         "Further options go to every command as overrides of the recipe.",
         allow_abbrev=False,
