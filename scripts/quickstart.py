@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPE = "recipes/town.yaml"
 SLICES = ("vague_seen", "vague_unseen", "precise")
 POLICIES = ("always_ask", "never_ask", "plausible_name")
-# While training, 40 sessions of each unseen preference every 20 steps: the curves of figure 8, for some twenty seconds in all.
+# While training, 40 sessions of each unseen preference every 20 steps: the curves of figure 8, for some twenty seconds.
 CURVES = ["--eval_preferences", "unseen", "--eval_tasks.town.num", "40"]
 CURVES += ["--eval_strategy", "steps", "--eval_steps", "20", "--eval_on_start", "true"]
 # Figure 4: one user, who can be asked or cannot; folder -> options.
@@ -54,10 +54,8 @@ def run(command: Sequence[str]) -> float:
 def read_scores(folder: Path) -> dict[str, Any]:
     """What an evaluation found, by kind of session."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    scores = {name: dict(summary[name]) for name in SLICES if name in summary}
-    return {
-        name: {key: value for key, value in found.items() if key != "preferences"} for name, found in scores.items()
-    }
+    found = {name: summary[name] for name in SLICES if name in summary}
+    return {name: {key: value for key, value in kind.items() if key != "preferences"} for name, kind in found.items()}
 
 
 def quickstart(seed: int, folder: Path, extra: Sequence[str]) -> dict[str, Any]:
