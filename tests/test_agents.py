@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
 import pytest
 import town_player
+from town_player import OPEN, TASKS, breaches
 
 from ppp.agents.base import Agent, AgentTurn, Messages
 from ppp.agents.build import build_message_pool
@@ -35,8 +36,6 @@ from ppp.types import (
     Trajectory,
 )
 
-TASKS = [expand([row], ["no_preference"], 0, num_precise=0)[0] for row in town_task_rows("test", 12)]
-OPEN = town_player.message_of("open_file", {"path": "router/saving.py"})
 DONE = town_player.message_of("finish", {"answer": "f0"})
 
 
@@ -57,31 +56,6 @@ class Script:
     def __call__(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> Any:
         self.told.append(messages)
         return self.turns[min(len(self.told), len(self.turns)) - 1]
-
-
-def breaches(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Where a conversation is not what OpenAI's protocol, and the pickier ones among its servers, take."""
-    open_ids: list[str] = []
-    for number, message in enumerate(messages):
-        role = message["role"]
-        if role == "tool":
-            if not open_ids or message["tool_call_id"] != open_ids.pop(0):
-                yield f"{number}: answers no call"
-        elif open_ids:
-            yield f"{number}: {len(open_ids)} calls are not answered"
-        if not isinstance(message["content"], str) or not (message["content"] or message.get("tool_calls")):
-            yield f"{number}: is empty"
-        if role == messages[number - 1]["role"] != "tool" and number:
-            yield f"{number}: speaks twice"
-        for call in message.get("tool_calls", ()):
-            open_ids.append(call["id"])
-            if not (call["id"].isalnum() and call["id"].isascii() and len(call["id"]) == 9):
-                yield f"{number}: id {call['id']!r}"
-            if not isinstance(json.loads(call["function"]["arguments"]), dict):
-                yield f"{number}: arguments are no object"
-            name = call["function"]["name"]
-            if not (name.replace("_", "").replace("-", "").isalnum() and name.isascii() and len(name) <= 64):
-                yield f"{number}: name {name!r}"
 
 
 # --- sessions --------------------------------------------------------------------------------------------------------

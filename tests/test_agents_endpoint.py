@@ -15,7 +15,7 @@ import pytest
 import town_player
 from chat_server import ChatServer, Request, Said
 from tenacity import wait_none
-from test_agents import OPEN, TASKS, breaches
+from town_player import OPEN, TASKS, breaches
 
 from ppp.agents.build import build_message_pool
 from ppp.agents.endpoint import OWN_OPTIONS, EndpointAgent

@@ -85,6 +85,20 @@ def test_off_is_as_if_there_were_none(server: ChatServer) -> None:
     assert [ask(gateway), ask(gateway)] == ["answer 0", "answer 1"]
 
 
+def test_an_answer_and_an_agents_turn_to_the_same_words_are_kept_apart(server: ChatServer, path: Path) -> None:
+    gateway = gateway_for(server, ChatCache(path, "write"))
+
+    async def main() -> tuple[str, str]:
+        try:
+            answer = await gateway.chat(HELLO, max_tokens=5, seed=1)
+            turn = await gateway.take_turn(HELLO, max_tokens=5, seed=1)
+            return answer.text, turn.said.text
+        finally:
+            await gateway.close()
+
+    assert asyncio.run(main()) == ("answer 0", "answer 1")
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from chat_server import Request, Said
 
-from ppp.environments.town import MODULES, OBJECTS, OPERATIONS
+from ppp.data import expand
+from ppp.environments.town import MODULES, OBJECTS, OPERATIONS, town_task_rows
 
 QUESTION = "Which module, operation and object is it?"
 KNOWN = {"module": MODULES, "operation": OPERATIONS, "object": OBJECTS}
@@ -65,3 +67,32 @@ def reply(request: Request) -> Said | str:
         properties = tools[0]["function"]["parameters"]["properties"]
         return Said(message_of(name, dict.fromkeys(properties, "ready")))
     return Said(play(request["messages"], tools))
+
+
+def breaches(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Where a conversation is not what OpenAI's protocol, and the pickier ones among its servers, take."""
+    open_ids: list[str] = []
+    for number, message in enumerate(messages):
+        role = message["role"]
+        if role == "tool":
+            if not open_ids or message["tool_call_id"] != open_ids.pop(0):
+                yield f"{number}: answers no call"
+        elif open_ids:
+            yield f"{number}: {len(open_ids)} calls are not answered"
+        if not isinstance(message["content"], str) or not (message["content"] or message.get("tool_calls")):
+            yield f"{number}: is empty"
+        if role == messages[number - 1]["role"] != "tool" and number:
+            yield f"{number}: speaks twice"
+        for call in message.get("tool_calls", ()):
+            open_ids.append(call["id"])
+            if not (call["id"].isalnum() and call["id"].isascii() and len(call["id"]) == 9):
+                yield f"{number}: id {call['id']!r}"
+            if not isinstance(json.loads(call["function"]["arguments"]), dict):
+                yield f"{number}: arguments are no object"
+            name = call["function"]["name"]
+            if not (name.replace("_", "").replace("-", "").isalnum() and name.isascii() and len(name) <= 64):
+                yield f"{number}: name {name!r}"
+
+
+TASKS = [expand([row], ["no_preference"], 0, num_precise=0)[0] for row in town_task_rows("test", 12)]
+OPEN = message_of("open_file", {"path": "router/saving.py"})
