@@ -145,7 +145,7 @@ function costCard(record) {
   const { timings } = record;
   const total = timings?.total;
   if (!total) return null;
-  const parts = PARTS_OF_TIME.filter((name) => timings[name] > 0).map((name) => [name, timings[name]]);
+  const parts = PARTS_OF_TIME.filter((name) => timings[name] >= 0.001).map((name) => [name, timings[name]]);
   const bar = make("div", { class: "timebar", "aria-hidden": "true" }, parts.map(([name, value]) => {
     const part = make("span", { class: `time-${name}` });
     part.style.flexGrow = String(value / total);
