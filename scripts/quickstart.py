@@ -58,28 +58,38 @@ def read_scores(folder: Path) -> dict[str, Any]:
     return {name: {key: value for key, value in kind.items() if key != "preferences"} for name, kind in found.items()}
 
 
-def quickstart(seed: int, folder: Path, extra: Sequence[str]) -> dict[str, Any]:
-    """Everything from random weights to the plots; returns what `summary.json` holds."""
+def commands(seed: int, folder: Path, extra: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Everything from random weights to the report: what its seconds are counted as, and the command."""
     recipe = ["--config", RECIPE, "--seed", str(seed), *extra]
     warm, train = str(folder / "warmstart"), str(folder / "train")
-    seconds = {"warmstart": run(["ppp", "warmstart", *recipe, "--output_dir", warm])}
-
-    def evaluate(agent: str, name: str, *options: str) -> None:
-        command = ["ppp", "evaluate", *recipe, "--agent", agent, "--output_dir", str(folder / name), *options]
-        seconds["evaluate"] = seconds.get("evaluate", 0.0) + run(command)
-
-    evaluate(warm, "before")
     launch = ["accelerate", "launch", "--config_file", "accelerate_configs/cpu.yaml", "-m", "ppp.train"]
-    seconds["train"] = run([*launch, *recipe, *CURVES, "--model_name_or_path", warm, "--output_dir", train])
-    evaluate(train, "after")
-    for policy in POLICIES:
-        evaluate(policy, f"policies/{policy}", "--sessions_per_unseen_preference", "30")
-    for setting, options in SETTINGS.items():
-        for name, agent in (("before", warm), ("after", train)):
-            evaluate(agent, f"figure4/{name}/{setting}", *SETTING, *options)
+
+    def evaluation(agent: str, name: str, *options: str) -> tuple[str, list[str]]:
+        command = ["ppp", "evaluate", *recipe, "--agent", agent, "--output_dir", str(folder / name), *options]
+        return "evaluate", command
+
+    return [
+        ("warmstart", ["ppp", "warmstart", *recipe, "--output_dir", warm]),
+        evaluation(warm, "before"),
+        ("train", [*launch, *recipe, *CURVES, "--model_name_or_path", warm, "--output_dir", train]),
+        evaluation(train, "after"),
+        *(evaluation(name, f"policies/{name}", "--sessions_per_unseen_preference", "30") for name in POLICIES),
+        *(
+            evaluation(agent, f"figure4/{name}/{setting}", *SETTING, *options)
+            for setting, options in SETTINGS.items()
+            for name, agent in (("before", warm), ("after", train))
+        ),
+        ("report", ["ppp", "report", str(folder), "--output", str(folder / "report.html")]),
+    ]
+
+
+def quickstart(seed: int, folder: Path, extra: Sequence[str]) -> dict[str, Any]:
+    """Run it all; returns what `summary.json` holds."""
+    seconds: dict[str, float] = {}
+    for kind, command in commands(seed, folder, extra):
+        seconds[kind] = seconds.get(kind, 0.0) + run(command)
     metrics = (folder / "train" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     after = json.loads((folder / "after" / "summary.json").read_text(encoding="utf-8"))
-    seconds["report"] = run(["ppp", "report", str(folder), "--output", str(folder / "report.html")])
     summary = {
         "seed": seed,
         "wall_s": {name: round(value, 1) for name, value in seconds.items()},
