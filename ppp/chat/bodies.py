@@ -14,7 +14,7 @@ from typing import Any
 from ppp.chat.cache import Recorded
 from ppp.chat.failures import CONTENT_FILTER, REPLACED_PARAMETERS, RequestFailure
 from ppp.chat.ledger import Usage
-from ppp.chat.messages import read_message
+from ppp.chat.messages import encodable_text, read_message
 
 CHARS_PER_TOKEN = 4  # an estimate, used where the endpoint has not counted
 COMPLETION_TOKENS = 256  # an estimate, used where a request has no limit
@@ -23,8 +23,8 @@ COMPLETION_TOKENS = 256  # an estimate, used where a request has no limit
 def encodable(message: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a message whose text can be sent: half a surrogate pair, as JSON arguments may hold, is replaced."""
     copy = dict(message)
-    if isinstance(text := copy.get("content"), str) and not text.isascii():
-        copy["content"] = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(text := copy.get("content"), str):
+        copy["content"] = encodable_text(text)
     return copy
 
 

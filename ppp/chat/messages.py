@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ppp.encoder import clean
+
+def encodable_text(text: str) -> str:
+    """The text with halves of surrogate pairs, as JSON may hold them, joined or replaced, so that UTF-8 can carry it."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +58,20 @@ def read_message(message: Mapping[str, Any]) -> SaidTurn:
     calls = message.get("tool_calls") or ()
     if not isinstance(calls, list | tuple):
         raise ValueError("its tool_calls are no list")
-    return SaidTurn(text, tuple(map(_read_call, calls)), clean(reasoning) if isinstance(reasoning, str) else "")
+    return SaidTurn(
+        text, tuple(map(_read_call, calls)), encodable_text(reasoning) if isinstance(reasoning, str) else ""
+    )
 
 
 def _text(content: Any) -> str:
     if content is None:
         return ""
     if isinstance(content, str):
-        return clean(content)
+        return encodable_text(content)
     if not isinstance(content, list):
         raise ValueError(f"its content is {type(content).__name__}, not text")
     parts = [part.get("text") for part in content if isinstance(part, Mapping)]  # thoughts have no text of their own
-    return clean("".join(part for part in parts if isinstance(part, str)))
+    return encodable_text("".join(part for part in parts if isinstance(part, str)))
 
 
 def _read_call(entry: Any) -> WrittenCall:
@@ -76,4 +81,4 @@ def _read_call(entry: Any) -> WrittenCall:
     arguments = function.get("arguments")
     if not isinstance(arguments, str):
         arguments = "" if arguments is None else json.dumps(arguments, ensure_ascii=False)
-    return WrittenCall(clean(str(function.get("name") or "")), clean(arguments))
+    return WrittenCall(encodable_text(str(function.get("name") or "")), encodable_text(arguments))
