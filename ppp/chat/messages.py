@@ -13,7 +13,7 @@ from typing import Any
 
 
 def encodable_text(text: str) -> str:
-    """The text with halves of surrogate pairs, as JSON may hold them, joined or replaced, so that UTF-8 can carry it."""
+    """The text with halves of surrogate pairs, as JSON may hold them, joined or replaced: UTF-8 has none."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
