@@ -487,10 +487,10 @@ def test_a_session_that_is_left_early_is_closed_and_has_no_score() -> None:
             async with open_session(ville) as session:
                 await session.call("look")
                 raise ZeroDivisionError
+        assert Shelf.closed == ["a/no_preference"]  # here, and not only when the loop ends
         return session
 
     session = asyncio.run(main())
-    assert Shelf.closed == ["a/no_preference"]
     assert session.trajectory is None and session.score is None
 
 
