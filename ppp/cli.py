@@ -15,7 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("ppp.train", "train from a recipe, in one process (several: accelerate launch -m ppp.train)"),
     "evaluate": (
         "ppp.evaluate",
-        "play held-out sessions with a model or a rule-made agent and report the three scores",
+        "the three scores of any agent on held-out sessions; a killed evaluation goes on",
     ),
     "vaguenize": ("ppp.vaguenizer.cli", "rewrite precise prompts, issues or search questions into vague ones, checked"),
     "data": ("ppp.swe.data_cli", "tasks of software issues: ppp data swe reads SWE-Gym, SWE-bench and their like"),

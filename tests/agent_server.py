@@ -16,7 +16,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from chat_server import ChatServer, Request
+from chat_server import ChatServer, Request, Said, default_reply
 
 from ppp.baselines.func_loc_read import ReadAgent
 from ppp.baselines.town import Demonstrator
@@ -44,29 +44,18 @@ class AgentServer(ChatServer):
     """
 
     def __init__(self, environment: str, pause_after: int | None = None, **options: Any) -> None:
-        super().__init__(keeps=False, **options)
+        super().__init__(self._reply, keeps=False, **options)
         self.policy = AGENTS[environment]()
         self.pause_after, self.num_turns = pause_after, 0
 
-    def _completion(self, request: Request, text: str, finish_reason: str) -> bytes:
-        completion = json.loads(super()._completion(request, text, finish_reason))
-        completion["choices"][0] |= self._choice(request)
-        return json.dumps(completion).encode()
-
-    def _choice(self, request: Request) -> dict[str, Any]:
+    def _reply(self, request: Request) -> str | dict[str, Any] | Said:
         if "tools" not in request:
-            return {}
+            return default_reply(request)
         messages = request["messages"]
         offered = [tool["function"]["name"] for tool in request["tools"]]
         if FINISH.name not in offered:  # somebody finds out whether it knows tools
-            said, call = "", ToolCall(offered[0], {"state": "ready"})
-        else:
-            said, call = self._act(messages, request.get("seed"))
-        message: dict[str, Any] = {"role": "assistant", "content": said or None}
-        if call is not None:
-            function = {"name": call.name, "arguments": json.dumps(dict(call.arguments))}
-            message["tool_calls"] = [{"id": f"call{len(messages)}", "type": "function", "function": function}]
-        return {"message": message, "finish_reason": "stop" if call is None else "tool_calls"}
+            return said("", ToolCall(offered[0], {"state": "ready"}), len(messages))
+        return said(*self._act(messages, request.get("seed")), len(messages))
 
     def _act(self, messages: Sequence[dict[str, Any]], seed: int | None) -> tuple[str, ToolCall | None]:
         self.num_turns += 1
@@ -75,6 +64,15 @@ class AgentServer(ChatServer):
         if random.Random(f"slip-{seed}").random() < SLIPS:
             return "I wonder.", None
         return self.policy.act(*read_session(messages))
+
+
+def said(text: str, call: ToolCall | None, number: int) -> Said:
+    """A turn as the protocol has it."""
+    message: dict[str, Any] = {"role": "assistant", "content": text or None}
+    if call is not None:
+        function = {"name": call.name, "arguments": json.dumps(dict(call.arguments))}
+        message["tool_calls"] = [{"id": f"call{number}", "type": "function", "function": function}]
+    return Said(message)
 
 
 def read_session(messages: Sequence[dict[str, Any]]) -> tuple[Task, list[Turn]]:

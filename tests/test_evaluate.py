@@ -136,7 +136,7 @@ def test_results_show_the_question_the_answer_and_the_verdicts(tmp_path: Path) -
 @pytest.mark.parametrize("place", ["recipe", "folder"])
 def test_a_model_plays_through_its_engine(place: str, tmp_path: Path) -> None:
     limits = ("--limits.max_turns", "2", "--limits.max_tokens_per_turn", "8", "--max_completion_length", "256")
-    options = ("--num_sessions", "2", "--sessions_per_unseen_preference", "0", *limits)
+    options: tuple[str, ...] = ("--num_sessions", "2", "--sessions_per_unseen_preference", "0", *limits)
     if place == "folder":
         save_tiny_model(tmp_path / "model", seed=0, max_length=4096)
         options += ("--agent", str(tmp_path / "model"))

@@ -78,7 +78,7 @@ def stop_in_the_middle(server: AgentServer, folder: Path, options: Sequence[str]
         server.resume.set()
     while server.num_in_flight:  # what it answers to those who are gone
         time.sleep(0.05)
-    assert process.returncode == (130 if how is signal.SIGINT else -how)
+    assert process.returncode == (-how if how is signal.SIGKILL else 130)
     return said
 
 
@@ -153,10 +153,11 @@ def test_a_killed_evaluation_of_an_endpoint_on_real_issues_goes_on(tmp_path: Pat
     assert summary["vague"]["num_tasks"] > 50
 
 
-def test_ctrl_c_says_how_far_it_is_and_how_to_go_on(server: AgentServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_says_how_far_it_is_and_how_to_go_on(how: signal.Signals, server: AgentServer, tmp_path: Path) -> None:
     server.pause_after = 150
     options = endpoint(server, "--environment", "town", "--sessions_per_preference", "4")
-    said = stop_in_the_middle(server, tmp_path / "run", options, signal.SIGINT)
+    said = stop_in_the_middle(server, tmp_path / "run", options, how)
     num_saved = len(read_records(tmp_path / "run"))
     assert num_saved > 0
     told = f"interrupted; {num_saved} of 124 sessions are saved in {tmp_path / 'run'}; the same command goes on"

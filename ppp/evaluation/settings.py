@@ -154,8 +154,7 @@ def parse_arguments(argv: Sequence[str]) -> EvaluationSettings | SavedResults:
     counts = _counts(own)
     recipe = shared.read(agent)
     if agent is None:
-        name = recipe.config.model_name_or_path
-        agent = AgentChoice(CHECKPOINT, TINY_MODEL if name is None else name)
+        agent = AgentChoice(CHECKPOINT, recipe.config.model_name_or_path or TINY_MODEL)
     baseline = None if other is None else (other, shared.read(other))
     return EvaluationSettings(agent, recipe, baseline, own.output_dir, counts, own.prompts, own.max_tasks)
 
