@@ -111,6 +111,9 @@ def test_filter_leaves_the_sessions_of(show: Any, many: list[Session], facet: st
     assert found(page) == f"{count} of 48 sessions"
     chosen = page.eval_on_selector(f"#facet-{facet}", "select => select.selectedOptions[0].textContent")
     assert chosen.endswith(f"({count})")
+    assert sum(page.eval_on_selector(f"#facet-{facet}", OPTION_COUNTS)) == 48, (
+        "the other values tell what they would give"
+    )
     page.click("#clear")
     page.wait_for_function("() => document.getElementById('found').textContent === '48 sessions'")
 
@@ -286,6 +289,8 @@ def test_page_never_scrolls_sideways(show: Any, scheme: str, size: Any) -> None:
     open_first(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
     assert page.evaluate("document.getElementById('view').scrollWidth <= document.getElementById('view').clientWidth")
+    clipped = "all => all.filter((piece) => piece.scrollWidth > piece.clientWidth).map((piece) => piece.textContent)"
+    assert page.eval_on_selector_all("#view .piece", clipped) == []
 
 
 def test_on_a_phone_a_session_covers_the_list_and_going_back_leads_to_it(show: Any, many: list[Session]) -> None:
@@ -369,6 +374,10 @@ def test_small_text_stands_out_from_its_ground(show: Any, scheme: str) -> None:
     page.wait_for_selector(".tokens")
     assert page.evaluate(CONTRAST) == []
 
+
+OPTION_COUNTS = """(select) => [...select.options]
+  .filter((option) => option.value && !option.value.startsWith("~"))
+  .map((option) => Number(option.textContent.match(/\\((\\d+)\\)$/)[1]))"""
 
 # Every text and every attribute that the page shows, data elements excepted.
 TEXTS = """[...document.querySelectorAll("body *:not(script)")].flatMap((element) => [
