@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,14 @@ def test_ids_of_two_figures_stay_apart(tmp_path: Path) -> None:
 
 def test_page_of_no_sessions_says_so(tmp_path: Path) -> None:
     assert "There are no sessions in this report." in page_of(tmp_path, [])
+
+
+def test_page_that_holds_a_sample_says_of_how_many(tmp_path: Path) -> None:
+    whole = report([Session("run", record(0))])
+    write_page(whole, tmp_path / "whole.html")
+    write_page(replace(whole, num_sessions=25_600), tmp_path / "sample.html")
+    assert "A sample:" not in (tmp_path / "whole.html").read_text()
+    assert "this file holds 1 of 25,600 sessions" in (tmp_path / "sample.html").read_text()
 
 
 def test_a_page_that_cannot_be_made_leaves_the_old_one_and_no_other_file(tmp_path: Path) -> None:
