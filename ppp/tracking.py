@@ -144,7 +144,7 @@ class TrackedRun(WandbCallback):
         super().__init__()
         self._recipe = dict(recipe)
         self._sampled: dict[str, Sequence[Record]] = {}
-        self._is_lost = False
+        self._lost: set[str] = set()  # of "tables" and "metrics", which stands for everything
         run_log.listeners.append(self._note)
 
     def _note(self, records: Sequence[Record]) -> None:
@@ -166,36 +166,37 @@ class TrackedRun(WandbCallback):
             ) from error
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._try(super().on_log, args, state, control, **kwargs)
+        self._try("metrics", super().on_log, args, state, control, **kwargs)
         step, last = state.global_step, state.max_steps
         is_due = step % max(1, last // NUM_TABLES) == 0 or step == last
         if is_due and "loss" in (kwargs.get("logs") or {}):
-            self._try(self._log_table, "train", state)
+            self._try("tables", self._log_table, "train", state)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._try(self._log_table, "eval", state)
+        self._try("tables", self._log_table, "eval", state)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._try(super().on_save, args, state, control, **kwargs)
+        self._try("metrics", super().on_save, args, state, control, **kwargs)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._try(super().on_train_end, args, state, control, **kwargs)
+        self._try("metrics", super().on_train_end, args, state, control, **kwargs)
 
     def _log_table(self, mode: str, state: TrainerState) -> None:
         records = self._sampled.pop(mode, ())
         if state.is_world_process_zero and records:
             self._wandb.log({f"sessions/{mode}": session_table(records), "train/global_step": state.global_step})
 
-    def _try(self, log: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        """Log something, unless W&B was lost before; the run goes on without it."""
-        if self._is_lost:
+    def _try(self, what: str, log: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """Log something, unless that failed before; the run goes on without it."""
+        if self._lost & {what, "metrics"}:
             return
         try:
             log(*args, **kwargs)
         except wandb_errors() as error:
-            self._is_lost = True
+            is_local = isinstance(error, OSError) and not isinstance(error, ConnectionError)  # a full disk, say
+            self._lost.add(what if is_local else "metrics")
             logger.warning("W&B is lost (%s); the run goes on and logs to its folder alone", _one_line(error))
 
 
