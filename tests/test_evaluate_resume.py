@@ -215,6 +215,27 @@ def test_torn_and_damaged_lines_are_told_and_their_sessions_played_again(
     assert read_records(tmp_path / "cut") == read_records(tmp_path / "whole")
 
 
+def test_a_last_line_that_lacks_only_its_end_keeps_its_session(tmp_path: Path) -> None:
+    assert run(tmp_path / "whole", *RULES) == run(tmp_path / "cut", *RULES) == 0
+    results = tmp_path / "cut" / RESULTS_FILE
+    results.write_bytes(b"".join(results.read_bytes().splitlines(keepends=True)[:9]).removesuffix(b"\n"))
+    assert run(tmp_path / "cut", *RULES) == 0
+    assert read_records(tmp_path / "cut") == read_records(tmp_path / "whole")
+
+
+def test_a_full_disk_stops_an_evaluation_in_a_sentence_and_it_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    options = ("--environment", "town", "--agent", "always_ask", "--preferences", "no_preference")
+    options += ("--sessions_per_preference", "20")
+    command = [sys.executable, "-m", "ppp.evaluate", "--output_dir", str(tmp_path / "full"), *options]
+    limited = ["bash", "-c", 'ulimit -f 30 && exec "$@"', "limited", *command]  # no file above 30 KiB
+    stopped = subprocess.run(limited, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    last = stopped.stderr.splitlines()[-1]
+    assert stopped.returncode == 1 and last.startswith("ppp evaluate: ") and "Traceback" not in stopped.stderr
+    assert "cannot be written" in last and "of 40 sessions are saved" in last
+    assert run(tmp_path / "full", *options) == run(tmp_path / "whole", *options) == 0
+    assert read_records(tmp_path / "full") == read_records(tmp_path / "whole")
+
+
 class OftenLost(AlwaysAsk):
     """Stands for an engine that is lost in the middle of some sessions."""
 

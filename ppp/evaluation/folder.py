@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -189,6 +189,8 @@ class EvaluationFolder:
             self._file.write(line + b"\n")
             self._file.flush()
         except OSError as error:
+            with suppress(OSError):  # it tries to write the rest once more
+                self._file.close()
             raise DiskError(f"{self.results} cannot be written ({error.strerror}); make room.") from error
         self.records[session.number] = whole
 
@@ -217,7 +219,9 @@ class EvaluationFolder:
                 self.records.setdefault(session.number, record)
         if num_failed:
             logger.info("%s: %d sessions failed and are played again", self.results, num_failed)
-        self._must_rewrite = bool(found.damaged) or len(found.records) > len(self.records)
+        # What is appended to a line whose end is missing, though it is whole, would damage both sessions.
+        is_torn = not _ends_a_line(self.results)
+        self._must_rewrite = is_torn or bool(found.damaged) or len(found.records) > len(self.records)
 
     def _prepare(self) -> None:
         """Write the manifest, or take lines that do not count out of the results: failed, damaged, torn, double."""
@@ -237,6 +241,15 @@ class EvaluationFolder:
             return None
         found = self.results.stat()
         return found.st_size, found.st_mtime_ns
+
+
+def _ends_a_line(path: Path) -> bool:
+    """Whether the last line of a file is whole, or there is none."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 @contextmanager
