@@ -9,22 +9,20 @@ import re
 import signal
 import subprocess
 import sys
-import tracemalloc
 from pathlib import Path
+from typing import Any
 from urllib import request
 
 import pytest
 from matplotlib import image
-from report_runs import LOW, hand_made, session, training_metrics, write_evaluation, write_quickstart, write_training
+from report_runs import hand_made, session, training_metrics, write_evaluation, write_quickstart, write_training
 
 from ppp import evaluate, report
 from ppp.evaluation.folder import MANIFEST_FILE, RESULTS_FILE
 from ppp.preferences import PREFERENCES
 from ppp.reporting.build_report import build_report
 from ppp.reporting.runs import find_runs, read_metrics
-from ppp.reporting.sessions import MAX_TOKENS, choose_sessions, even_places, shares
 from ppp.rewards import METRIC_VERSION
-from ppp.token_log import TOKENS_FILE
 from ppp.types import RecipeError
 
 RECIPE = (
@@ -159,12 +157,32 @@ def test_damaged_metrics_and_manifests_are_told(tmp_path: Path) -> None:
         file.write('[1]\n{"step": 4, "productivity"')
     folder = write_evaluation(tmp_path / "agent", hand_made())
     (folder / MANIFEST_FILE).write_text("{", encoding="utf-8")
-    strange = {"agent": "x", "rewards": [1], "sessions": 5, "user": "x"}
-    write_evaluation(tmp_path / "strange", hand_made(), **strange)
     problems = "\n".join(build_report([str(tmp_path)], 100).report.problems)
-    assert all(f"{name} is not a JSON object" in problems for name in strange)
     assert "metrics.jsonl, line 4: " in problems and "metrics.jsonl, line 5: cut off" in problems
     assert f"{MANIFEST_FILE}: not JSON" in problems
+
+
+@pytest.mark.parametrize(
+    ("manifest", "told"),
+    [
+        ({"agent": "x"}, "agent is not a JSON object"),
+        ({"user": "x"}, "user is not a JSON object"),
+        ({"user": {"kind": "llm", "user_models": 5}}, "user.user_models is not a list"),
+        ({"rewards": [1]}, "rewards is not a JSON object"),
+        ({"rewards": {"weights": "x"}}, "rewards.weights is not a JSON object"),
+        ({"sessions": 5}, "sessions is not a JSON object"),
+        ({"sessions": {"total": "many"}}, "sessions.total is not a whole number"),
+        ({"sessions": {"total": None}, "rewards": {"weights": {"proactivity": "<b>"}}}, None),
+    ],
+)
+def test_a_manifest_with_a_strange_field_costs_the_field_alone(
+    tmp_path: Path, manifest: dict[str, Any], told: str | None
+) -> None:
+    write_evaluation(tmp_path / "run", hand_made(), **manifest)
+    built = build_report([str(tmp_path)], 100)
+    expected = [] if told is None else [f"{tmp_path / 'run' / MANIFEST_FILE}: {told} and is left out."]
+    assert [problem for problem in built.report.problems if MANIFEST_FILE in problem] == expected
+    assert {weight for shown in built.report.sessions for weight in shown.weights.values()} <= {1.0}
 
 
 def test_an_empty_run_says_so(tmp_path: Path) -> None:
@@ -240,78 +258,6 @@ def test_a_resumed_run_counts_each_step_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 2}\n{"step": 2, "a": 3}\n{"step": 2, "b": 4}\n')
     assert read_metrics(path)[0] == [{"step": 1, "a": 1}, {"step": 2, "a": 3, "b": 4}]
-
-
-@pytest.mark.parametrize(
-    ("sizes", "room", "expected"),
-    [
-        ([5, 5], 100, [5, 5]),
-        ([100, 2, 100], 21, [10, 2, 9]),
-        ([0, 10], 4, [0, 4]),
-        ([3], 0, [0]),
-        ([], 5, []),
-        ([1, 1, 1], 2, [1, 1, 0]),
-    ],
-)
-def test_room_is_shared_among_runs(sizes: list[int], room: int, expected: list[int]) -> None:
-    assert shares(sizes, room) == expected
-
-
-def test_places_are_even_and_hold_both_ends() -> None:
-    assert list(even_places(5, 9)) == [0, 1, 2, 3, 4]
-    assert list(even_places(101, 5)) == [0, 25, 50, 75, 100]
-    assert list(even_places(7, 1)) == [6]
-    assert list(even_places(7, 0)) == []
-
-
-def test_evaluations_come_first_and_trainings_are_sampled_evenly(tmp_path: Path) -> None:
-    write_evaluation(tmp_path / "evaluated", [session(n, "capital", 1.0) for n in range(10)])
-    played = [session(0, "capital", 1.0, step=step, mode="train") for step in range(1001)]
-    write_training(tmp_path / "train", training_metrics(3), {"proactivity": 0.5}, played)
-    chosen = choose_sessions(find_runs([str(tmp_path)]), 21)
-    assert [s.run for s in chosen.sessions] == ["evaluated"] * 10 + ["train, training"] * 11
-    assert [s.record["step"] for s in chosen.sessions[10:]] == list(range(0, 1001, 100))
-    assert chosen.num_sessions == 1011
-    assert chosen.sessions[-1].weights == {"productivity": 1.0, "proactivity": 0.5, "personalization": 1.0}
-
-
-def test_sessions_with_tokens_are_shown_with_them(tmp_path: Path) -> None:
-    played = [session(n, "capital", 1.0, step=n // 10, mode="train") for n in range(100)]
-    train = write_training(tmp_path / "train", training_metrics(3), {}, played)
-    key = {name: played[50][name] for name in ("step", "mode", "row", "copy")}
-    line = {**key, "pieces": ["a", "b"], "own": [1, 0], "logprobs": [-0.1, None]}
-    (train / TOKENS_FILE).write_text(f"{json.dumps(line)}\n{json.dumps({**line, 'own': [1]})}\n", encoding="utf-8")
-    chosen = choose_sessions(find_runs([str(train)]), 5)
-    assert [s.record["row"] for s in chosen.sessions if s.tokens is not None] == [50]
-    assert len(chosen.sessions) == 5
-    assert ["line 2" in problem for problem in chosen.problems] == [True]
-
-
-def test_a_page_has_tokens_of_at_most_two_hundred_sessions(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        records = [session(n, "capital", 1.0, [(LOW, True)]) for n in range(150)]
-        folder = write_evaluation(tmp_path / name, records)
-        lines = [
-            {"step": 0, "mode": "eval", "row": n, "copy": 0, "pieces": [], "own": [], "logprobs": []}
-            for n in range(150)
-        ]
-        (folder / TOKENS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    chosen = choose_sessions(find_runs([str(tmp_path)]), 300)
-    assert sum(s.tokens is not None for s in chosen.sessions) == MAX_TOKENS == 200
-
-
-def test_a_long_training_log_does_not_fill_the_memory(tmp_path: Path) -> None:
-    record = {**session(1, "capital", 1.0, mode="train"), "prompt": "x" * 10_000}
-    train = write_training(tmp_path / "train", training_metrics(3))
-    with (train / "trajectories.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps({**record, "step": step}) + "\n" for step in range(3000))
-    runs = find_runs([str(train)])
-    tracemalloc.start()
-    chosen = choose_sessions(runs, 50)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert len(chosen.sessions) == 50 and chosen.num_sessions == 3000
-    assert peak < 5_000_000, "the file has 30 MB"
 
 
 # --- while a run goes on ----------------------------------------------------------------------------------------------

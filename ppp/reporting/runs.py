@@ -7,7 +7,7 @@ Shows nothing, and leaves the sessions of trainings to `sessions.py`. Tables are
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,16 @@ from ppp.types import RecipeError
 RESULTS_FILE = "results.jsonl"
 MANIFEST_FILE = "evaluation.json"
 RECIPE_FILE = "recipe.yaml"
-MAPPINGS = ("agent", "user", "rewards", "sessions")  # fields of a manifest that are read further
+# Fields of a manifest that are read further -> what they must be, and how that is called; outer ones first.
+FIELDS: dict[tuple[str, ...], tuple[type, str]] = {
+    ("agent",): (dict, "a JSON object"),
+    ("user",): (dict, "a JSON object"),
+    ("user", "user_models"): (list, "a list"),
+    ("rewards",): (dict, "a JSON object"),
+    ("rewards", "weights"): (dict, "a JSON object"),
+    ("sessions",): (dict, "a JSON object"),
+    ("sessions", "total"): (int, "a whole number"),
+}
 MAX_TOLD = 5  # damaged lines of one file that are told one by one
 
 
@@ -140,7 +149,7 @@ def read_evaluation(label: Label, folder: Path, problems: list[str]) -> Evaluati
     # In the order of the plan and not in which sessions ended: sums then are the same to the last digit.
     results.records.sort(key=lambda record: (record["row"], record["copy"], record["task_id"]))
     manifest = read_manifest(folder / MANIFEST_FILE, problems)
-    planned = (manifest.get("sessions") or {}).get("total", 0)
+    planned = (manifest.get("sessions") or {}).get("total") or 0
     if not results.records:
         problems.append(f"{label}: the evaluation holds no session yet.")
     elif len(results.records) < planned:
@@ -159,9 +168,15 @@ def read_manifest(path: Path, problems: list[str]) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         problems.append(f"{plain(str(path))}: not a JSON object; the settings of this evaluation are unknown.")
         return {}
-    strange = [name for name in MAPPINGS if not isinstance(manifest.get(name) or {}, dict)]
-    problems += [f"{plain(str(path))}: {name} is not a JSON object and is left out." for name in strange]
-    return {name: value for name, value in manifest.items() if name not in strange}
+    for names, (kind, called) in FIELDS.items():
+        *outer, name = names
+        inner = manifest
+        for key in outer:
+            inner = inner.get(key) or {}
+        if inner.get(name) is not None and not isinstance(inner[name], kind):
+            problems.append(f"{plain(str(path))}: {'.'.join(names)} is not {called} and is left out.")
+            del inner[name]
+    return manifest
 
 
 def read_training(label: Label, folder: Path, problems: list[str]) -> Training:
@@ -177,7 +192,7 @@ def read_training(label: Label, folder: Path, problems: list[str]) -> Training:
 
 
 def read_weights(path: Path, problems: list[str]) -> dict[str, float]:
-    """Term -> weight, as the run's own recipe has it; 1 where it says nothing."""
+    """Term -> weight, as the run's own recipe has it; empty where there is none."""
     if not path.is_file():
         return {}
     try:
@@ -186,8 +201,14 @@ def read_weights(path: Path, problems: list[str]) -> dict[str, float]:
         problems.append(f"{plain(str(path))}: not YAML; the weights of this run's reward are unknown.")
         return {}
     given = recipe.get("term_weights") if isinstance(recipe, dict) else None
-    own = given if isinstance(given, dict) else {}
-    return {term: 1.0 for term in TERMS} | {term: float(value) for term, value in own.items() if is_number(value)}
+    return all_weights(given if isinstance(given, dict) else {})
+
+
+def all_weights(given: Mapping[Any, Any]) -> dict[str, float]:
+    """Term -> weight, 1 for those that are not named; what is no number is left out."""
+    return {term: 1.0 for term in TERMS} | {
+        str(term): float(value) for term, value in given.items() if is_number(value)
+    }
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[Damaged]]:

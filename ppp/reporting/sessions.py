@@ -16,8 +16,8 @@ import orjson
 from ppp.evaluation.records import Damaged, DamagedError, Record, check_record
 from ppp.reporting.content import Session
 from ppp.reporting.run_types import Runs, Training
-from ppp.reporting.runs import tell_damage
-from ppp.rewards import TERMS
+from ppp.reporting.runs import all_weights, tell_damage
+from ppp.rewards import is_number
 
 TOKENS_FILE = "tokens.jsonl"  # see `token_log.py`, which would import a tokenizer
 MAX_TOKENS = 200  # sessions of a page that bring their tokens
@@ -42,14 +42,19 @@ def key_of(line: Mapping[str, Any]) -> Key:
 
 
 def choose_sessions(runs: Runs, max_sessions: int) -> Chosen:
-    """At most `max_sessions`, of evaluations as many as there is room for, of trainings what is then left."""
+    """At most `max_sessions`, of evaluations as many as there is room for, of trainings what is then left.
+
+    The evaluation that stands at the top of the report is the first that a reader meets.
+    """
     problems: list[str] = []
     tokens = read_tokens([run.folder for run in (*runs.evaluations, *runs.trainings)], problems)
     sessions: list[Session] = []
-    sizes = [len(run.records) for run in runs.evaluations]
-    for run, room in zip(runs.evaluations, shares(sizes, max_sessions), strict=True):
+    evaluations = sorted(runs.evaluations, key=lambda run: run is not runs.main)
+    sizes = [len(run.records) for run in evaluations]
+    for run, room in zip(evaluations, shares(sizes, max_sessions), strict=True):
         own = tokens.get(run.folder, {})
-        weights = all_weights(run.rewards.get("weights"))
+        given = run.rewards.get("weights")
+        weights = {} if given is None else all_weights(given)
         for place in even_places(len(run.records), room):
             record = run.records[place]
             sessions.append(Session(run.name, record, weights, own.get(key_of(record))))
@@ -60,11 +65,6 @@ def choose_sessions(runs: Runs, max_sessions: int) -> Chosen:
         sessions += chosen
         total += read
     return Chosen(sessions, total, problems)
-
-
-def all_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
-    """Term -> weight, 1 for those that are not named; empty where nothing is known."""
-    return {} if weights is None else {term: 1.0 for term in TERMS} | dict(weights)
 
 
 def shares(sizes: Sequence[int], room: int) -> list[int]:
@@ -158,7 +158,9 @@ def tokens_of(path: Path, size: int, room: int, problems: list[str]) -> dict[Key
         if isinstance(line, str):
             damaged.append(Damaged(number, line))
         elif not is_tokens(line):
-            damaged.append(Damaged(number, "pieces, own and logprobs must be lists of the same length"))
+            damaged.append(
+                Damaged(number, "pieces, own and logprobs must be as many texts, zeros and ones, and numbers")
+            )
         elif number - 1 in wanted:
             found[key_of(line)] = line
     tell_damage(path, damaged, problems)
@@ -166,5 +168,14 @@ def tokens_of(path: Path, size: int, room: int, problems: list[str]) -> dict[Key
 
 
 def is_tokens(line: Mapping[str, Any]) -> bool:
+    """Whether a line holds for each token its text, whose it is, and a number or None."""
     parts = [line.get(name) for name in ("pieces", "own", "logprobs")]
-    return all(isinstance(part, list) for part in parts) and len({len(part) for part in parts if part is not None}) == 1
+    if not all(isinstance(part, list) for part in parts):
+        return False
+    pieces, own, logprobs = parts
+    return (
+        len(pieces) == len(own) == len(logprobs)
+        and all(isinstance(piece, str) for piece in pieces)
+        and all(mine in (0, 1) for mine in own)
+        and all(value is None or is_number(value) for value in logprobs)
+    )
