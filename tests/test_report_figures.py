@@ -11,7 +11,7 @@ from matplotlib import colors, image
 from report_runs import LOW, hand_made, session, training_metrics, write_evaluation, write_quickstart, write_training
 
 from ppp.reporting.figures import FIGURES, PICTURES, Drawn, make_figures, write_overview
-from ppp.reporting.plots import COLOURS, EFFORT_COLOURS, INK, smooth
+from ppp.reporting.plots import COLOURS, EFFORT_COLOURS, INK, look, smooth
 from ppp.reporting.run_types import series
 from ppp.reporting.runs import find_runs
 
@@ -71,6 +71,15 @@ def test_names_of_runs_are_text(tmp_path: Path, label: str) -> None:
     texts = ["".join(text.itertext()).strip() for text in root.iter(f"{SVG}text")]
     assert label in texts or f"{label[:19]}…{label[-20:]}" in texts
     assert not root.findall(f".//{SVG}script")
+
+
+def test_what_is_compared_has_colours_of_its_own_however_many_runs_there_are(tmp_path: Path) -> None:
+    folder = write_quickstart(tmp_path / "q")
+    for number in range(9):
+        write_evaluation(folder / "policies" / f"agent_{number}", hand_made())
+    runs = find_runs([str(folder)])
+    first = ["PPP", "PPP w/o R_proact", "PPP w/o both", "before"]
+    assert len({look(runs.looks[name])[0] for name in first}) == len(first)
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:

@@ -18,14 +18,15 @@ from ppp.reporting.run_types import Runs, Training
 
 PICTURES = ("svg", "png", "pdf")
 
-# name of the figure and of its file -> what draws it; in the order of a report.
+# name of the figure and of its file -> what draws it; in the order of a report, where two of about the
+# same height stand side by side.
 FIGURES: dict[str, Callable[[Runs], Sketch | str]] = {
     "learning_curves": learning_curves,
-    "precise_and_vague": precise_and_vague,
-    "three_settings": three_settings,
     "ask_ratios": ask_ratios,
-    "efforts": efforts,
+    "precise_and_vague": precise_and_vague,
     "unseen_preferences": unseen_preferences,
+    "efforts": efforts,
+    "three_settings": three_settings,
     "question_positions": question_positions,
     "score_by_turns": score_by_turns,
 }

@@ -165,8 +165,12 @@ class Runs:
 
     @property
     def looks(self) -> dict[str, int]:
-        """Name of a run -> number of its colour, the same in all figures; a training shares it with its evaluation."""
-        names = dict.fromkeys([run.name for run in (*self.trainings, *self.evaluations)])
+        """Name of a run -> number of its colour, the same in all figures; a training shares it with its evaluation.
+
+        There are fewer colours than there may be runs: what the report compares gets its own first.
+        """
+        compared = [run for run in (self.main, self.before(self.main) if self.main is not None else None) if run]
+        names = dict.fromkeys([run.name for run in (*self.trainings, *compared, *self.evaluations)])
         return {name: number for number, name in enumerate(names)}
 
     @property
