@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import trl
+from browser_pages import browser, show
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from ppp.codec import Codec
 from ppp.tiny_model import random_qwen3
+
+__all__ = ["browser", "show"]  # fixtures that live elsewhere
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and some of them are about it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

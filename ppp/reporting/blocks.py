@@ -129,6 +129,9 @@ def build_index(sessions: Sequence[Session]) -> dict[str, Any]:
     for key, (label, known, value) in FACETS.items():
         column = Column.of(map(value, records), known)
         facets.append({"key": key, "label": label, "values": column.values, "codes": column.codes})
+    if any(session.tokens is not None for session in sessions):
+        column = Column.of(("none" if session.tokens is None else "shown" for session in sessions), ("shown", "none"))
+        facets.append({"key": "tokens", "label": "Token view", "values": column.values, "codes": column.codes})
     tasks = Column.of(str(record["task_id"]) for record in records)
     excerpts = Column.of(" ".join(str(record["prompt"])[:MAX_EXCERPT_CHARS].split()) for record in records)
     return {
