@@ -75,7 +75,7 @@ def test_names_of_runs_are_text(tmp_path: Path, label: str) -> None:
 
 def test_what_is_compared_has_colours_of_its_own_however_many_runs_there_are(tmp_path: Path) -> None:
     folder = write_quickstart(tmp_path / "q")
-    for number in range(9):
+    for number in range(10):
         write_evaluation(folder / "policies" / f"agent_{number}", hand_made())
     runs = find_runs([str(folder)])
     first = ["PPP", "PPP w/o R_proact", "PPP w/o both", "before"]

@@ -169,8 +169,11 @@ class Runs:
 
         There are fewer colours than there may be runs: what the report compares gets its own first.
         """
-        compared = [run for run in (self.main, self.before(self.main) if self.main is not None else None) if run]
-        names = dict.fromkeys([run.name for run in (*self.trainings, *compared, *self.evaluations)])
+        main = self.main
+        before = None if main is None else self.before(main)
+        first = [run for run in (main, before) if run is not None]
+        trained, evaluated = [run.name for run in self.trainings], [run.name for run in (*first, *self.evaluations)]
+        names = dict.fromkeys([*trained, *evaluated])
         return {name: number for number, name in enumerate(names)}
 
     @property

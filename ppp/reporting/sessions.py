@@ -47,11 +47,12 @@ def choose_sessions(runs: Runs, max_sessions: int) -> Chosen:
     The evaluation that stands at the top of the report is the first that a reader meets.
     """
     problems: list[str] = []
-    tokens = read_tokens([run.folder for run in (*runs.evaluations, *runs.trainings)], problems)
+    folders = [*(run.folder for run in runs.evaluations), *(training.folder for training in runs.trainings)]
+    tokens = read_tokens(folders, problems)
     sessions: list[Session] = []
-    evaluations = sorted(runs.evaluations, key=lambda run: run is not runs.main)
-    sizes = [len(run.records) for run in evaluations]
-    for run, room in zip(evaluations, shares(sizes, max_sessions), strict=True):
+    ordered = sorted(runs.evaluations, key=lambda run: run is not runs.main)
+    sizes = [len(run.records) for run in ordered]
+    for run, room in zip(ordered, shares(sizes, max_sessions), strict=True):
         own = tokens.get(run.folder, {})
         given = run.rewards.get("weights")
         weights = {} if given is None else all_weights(given)
@@ -59,9 +60,10 @@ def choose_sessions(runs: Runs, max_sessions: int) -> Chosen:
             record = run.records[place]
             sessions.append(Session(run.name, record, weights, own.get(key_of(record))))
     total = sum(sizes)
-    sizes = [sum(count_lines(log) for log in run.logs) for run in runs.trainings]
-    for run, size, room in zip(runs.trainings, sizes, shares(sizes, max_sessions - len(sessions)), strict=True):
-        chosen, read = sample_training(run, size, room, tokens.get(run.folder, {}), problems)
+    sizes = [sum(count_lines(log) for log in training.logs) for training in runs.trainings]
+    rooms = shares(sizes, max_sessions - len(sessions))
+    for training, size, room in zip(runs.trainings, sizes, rooms, strict=True):
+        chosen, read = sample_training(training, size, room, tokens.get(training.folder, {}), problems)
         sessions += chosen
         total += read
     return Chosen(sessions, total, problems)
@@ -169,12 +171,12 @@ def tokens_of(path: Path, size: int, room: int, problems: list[str]) -> dict[Key
 
 def is_tokens(line: Mapping[str, Any]) -> bool:
     """Whether a line holds for each token its text, whose it is, and a number or None."""
-    parts = [line.get(name) for name in ("pieces", "own", "logprobs")]
-    if not all(isinstance(part, list) for part in parts):
-        return False
-    pieces, own, logprobs = parts
+    pieces, own, logprobs = (line.get(name) for name in ("pieces", "own", "logprobs"))
     return (
-        len(pieces) == len(own) == len(logprobs)
+        isinstance(pieces, list)
+        and isinstance(own, list)
+        and isinstance(logprobs, list)
+        and len(pieces) == len(own) == len(logprobs)
         and all(isinstance(piece, str) for piece in pieces)
         and all(mine in (0, 1) for mine in own)
         and all(value is None or is_number(value) for value in logprobs)
