@@ -51,9 +51,11 @@ def read_scores(folder: Path) -> dict[str, Any]:
     return {name: value for name, value in summary.items() if name not in ("wall_s", "cost")}
 
 
-def start(folder: Path, *options: str) -> subprocess.Popen[str]:
-    """`ppp evaluate` in a process of its own."""
+def start(folder: Path, *options: str, is_deaf: bool = False) -> subprocess.Popen[str]:
+    """`ppp evaluate` in a process of its own, on request one that ignores SIGINT, as scripts start it with &."""
     command = [sys.executable, "-m", "ppp.evaluate", "--output_dir", str(folder), *options]
+    if is_deaf:
+        command = ["sh", "-c", 'trap "" INT; exec "$@"', "deaf", *command]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
 
@@ -65,9 +67,11 @@ def wait_until(reached: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.05)
 
 
-def stop_in_the_middle(server: AgentServer, folder: Path, options: Sequence[str], how: signal.Signals) -> str:
+def stop_in_the_middle(
+    server: AgentServer, folder: Path, options: Sequence[str], how: signal.Signals, *, is_deaf: bool = False
+) -> str:
     """Run an evaluation up to where the server pauses, and send it a signal with sessions in flight; what it says."""
-    process = start(folder, *options)
+    process = start(folder, *options, is_deaf=is_deaf)
     try:
         wait_until(lambda: not server.resume.is_set() and server.num_in_flight >= IN_FLIGHT, process)
         process.send_signal(how)
@@ -168,6 +172,15 @@ def test_ctrl_c_says_how_far_it_is_and_how_to_go_on(how: signal.Signals, server:
     ledger = json.loads((tmp_path / "run" / "user_ledger.json").read_text())
     assert ledger["agent"]["requests"] == server.num_requests, "the account goes on"
     assert ledger["sessions"] == {"played": 124, "left_out": {}}
+
+
+def test_a_background_job_that_ignores_ctrl_c_is_still_ended_by_sigterm(server: AgentServer, tmp_path: Path) -> None:
+    server.pause_after = 150
+    options = endpoint(server, "--environment", "town", "--sessions_per_preference", "4")
+    said = stop_in_the_middle(server, tmp_path, options, signal.SIGTERM, is_deaf=True)
+    num_saved = len(read_records(tmp_path))
+    assert num_saved > 0 and f"interrupted; {num_saved} of 124 sessions are saved" in said
+    assert "Traceback" not in said
 
 
 def test_a_used_up_budget_can_be_raised(

@@ -243,7 +243,10 @@ def _terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    # Shells let what they start with & ignore SIGINT: raising that would then come to nothing.
+    is_ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    end = signal.default_int_handler if is_ignored else lambda number, frame: signal.raise_signal(signal.SIGINT)
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
