@@ -68,6 +68,13 @@ def test_a_key_in_a_recipe_is_refused_and_not_repeated() -> None:
         assert "sk-secret" not in str(caught.value) and "api_key_env" in str(caught.value)
 
 
+@pytest.mark.parametrize("address", ["http://me:sk-secret@host/v1", "http://host/v1?key=sk-secret"])
+def test_a_key_in_an_address_is_refused_and_not_repeated(address: str) -> None:
+    with pytest.raises(RecipeError, match=r"^user\.base_url: .*without user, password or query") as caught:
+        ChatEndpoint.from_options({"model": "m", "base_url": address}, "user")
+    assert "sk-secret" not in str(caught.value)
+
+
 def test_names_show_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", "https://user:secret@relay.example/v1/?key=secret")
     endpoint = ChatEndpoint("m")

@@ -72,7 +72,7 @@ class ChatEndpoint:
                 raise RecipeError(f"{where}.{name}: unknown field; allowed: {', '.join(known)}{hint}")
             is_right, allowed = RULES[name]
             if not is_right(value):
-                shown = "its value" if name == "api_key_env" else repr(value)
+                shown = "its value" if _may_hold_a_key(name, value) else repr(value)
                 raise RecipeError(f"{where}.{name}: {shown} is not allowed; {allowed}")
         if "model" not in options:
             raise RecipeError(f"{where}.model: missing; the name of the model, as the endpoint knows it")
@@ -107,6 +107,11 @@ class ChatEndpoint:
         if not key:
             raise RecipeError(f"{self.name} needs a key, and the environment variable {variable} is not set")
         return key
+
+
+def _may_hold_a_key(name: str, value: Any) -> bool:
+    """Whether somebody may have put a key there by mistake: such a value is not shown."""
+    return name == "api_key_env" or (name == "base_url" and any(sign in str(value) for sign in "@?"))
 
 
 def _is_number(value: Any, least: float, *, above: bool = False) -> bool:
