@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 
 from ppp.chat.ledger import Account, ChatLedger
 from ppp.checks import refuse
-from ppp.types import Trajectory
+from ppp.types import DiskError, Trajectory
 from ppp.users.crowd import Crowds
 
 logger = logging.getLogger(__name__)
@@ -115,13 +115,20 @@ class Bookkeeper:
         self.save()
 
     def save(self) -> None:
-        """Write what is known to `user_ledger.json`: of the other processes what was last collected."""
+        """Write what is known to `user_ledger.json`: of the other processes what was last collected.
+
+        Raises:
+            DiskError: it cannot be written.
+        """
         if self.path is None or self.rank != 0 or not (self._ledgers() or self.left_out):
             return
         text = json.dumps({"version": VERSION, **self.summary(), "processes": self._states}, indent=1)
         beside = self.path.with_suffix(".tmp")
-        beside.write_text(text + "\n", encoding="utf-8")
-        os.replace(beside, self.path)
+        try:
+            beside.write_text(text + "\n", encoding="utf-8")
+            os.replace(beside, self.path)
+        except OSError as error:
+            raise DiskError(f"{self.path} cannot be written ({error.strerror}); make room.") from error
 
     def summary(self) -> dict[str, Any]:
         """Ledgers, failures by kind and sessions, as JSON values."""

@@ -160,6 +160,21 @@ def test_damaged_lines_are_told_by_number_and_left_out(
     assert groups["vague"]["num_sessions"] + groups["precise"]["num_sessions"] == 60
 
 
+def test_sessions_that_stand_twice_in_a_file_count_once_and_those_that_are_missing_are_told(
+    played: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = (played / RESULTS_FILE).read_bytes().splitlines(keepends=True)
+    for name, chosen in (("twice", [*lines, *lines[:20]]), ("part", lines[:20])):
+        shutil.copytree(played, tmp_path / name)
+        (tmp_path / name / RESULTS_FILE).write_bytes(b"".join(chosen))
+        assert evaluation.main(["--results", str(tmp_path / name)]) == 0
+    again, before = read_json(tmp_path / "twice" / SUMMARY_FILE), read_json(played / SUMMARY_FILE)
+    assert again["vague"] == before["vague"] and again["precise"] == before["precise"]
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any("more than once, and count once: 20" in text for text in told)
+    assert any(f"it holds 20 of the {len(lines)} sessions" in text for text in told)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

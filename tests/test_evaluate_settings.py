@@ -201,6 +201,11 @@ def test_prompts_are_those_that_were_asked_for(prompts: Any, kinds: set[bool]) -
         ),
         (["--results", "x", "--agent", "never_ask"], "results: 'x' is not allowed; nothing is played"),
         (["--results", "x", "--seed", "1"], "leave out --seed"),
+        (["--results", "x", "--prompts", "both"], "leave out --prompts"),
+        (["--results", "x", "--preferences", "seen"], "leave out --preferences"),
+        (["--results", "x", "--user", "scripted"], "leave out --user"),
+        (["--results", "x", "--max_tasks", "3"], "leave out --max_tasks"),
+        (["--results", "x", "--num_sessions", "3"], "leave out --num_sessions"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_that_names_the_option(options: list[str], message: str) -> None:

@@ -25,6 +25,7 @@ from ppp.types import RecipeError
 
 PROG = "ppp evaluate"
 OWN_MAPPINGS = ("agent", "baseline", "tasks")  # of which single entries may be given: --agent.model NAME
+FOR_RESULTS = ("results", "output_dir")  # our options that mean something where nothing is played
 PER_PREFERENCE = 20  # sessions of each preference where neither a recipe nor the command line says anything
 
 # environment -> where its test tasks come from when nobody says it
@@ -107,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max_tasks", type=int, metavar="N", help="only the first N tasks of each environment")
     add("--user", help="who plays the users: scripted, or {kind: llm, model: ..., ...}; wins over the recipe's")
     add("--preferences", nargs="+", metavar="NAME", help="users to evaluate with: seen, unseen, all, or names")
-    add("--prompts", choices=PROMPTS, default="both", help="which sessions are played (default: both)")
+    add("--prompts", choices=PROMPTS, help="which sessions are played (default: both)")
     add(
         "--sessions_per_preference",
         type=int,
@@ -131,7 +132,7 @@ def parse_arguments(argv: Sequence[str]) -> EvaluationSettings | SavedResults:
     texts, entries = take_entries(argv, OWN_MAPPINGS)
     own, rest = build_parser().parse_known_args(texts)
     if own.results is not None:
-        unused = [f"--{name}" for name in ("config", "agent", "baseline", "environment", "tasks") if vars(own)[name]]
+        unused = [f"--{name}" for name, value in vars(own).items() if name not in FOR_RESULTS and value is not None]
         if rest or entries or unused:
             raise refuse("results", str(own.results), f"nothing is played; leave out {[*unused, *rest, *entries][0]}")
         return SavedResults(own.results, own.output_dir)
@@ -156,7 +157,7 @@ def parse_arguments(argv: Sequence[str]) -> EvaluationSettings | SavedResults:
     if agent is None:
         agent = AgentChoice(CHECKPOINT, recipe.config.model_name_or_path or TINY_MODEL)
     baseline = None if other is None else (other, shared.read(other))
-    return EvaluationSettings(agent, recipe, baseline, own.output_dir, counts, own.prompts, own.max_tasks)
+    return EvaluationSettings(agent, recipe, baseline, own.output_dir, counts, own.prompts or "both", own.max_tasks)
 
 
 def take_entries(argv: Sequence[str], mappings: Sequence[str]) -> tuple[list[str], list[tuple[str, str, Any]]]:

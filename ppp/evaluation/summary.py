@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from ppp.bookkeeping import AGENT, LEDGER_FILE
 from ppp.checks import refuse
-from ppp.evaluation.compare import excludes_zero, paired_differences
+from ppp.evaluation.compare import by_key, excludes_zero, paired_differences
 from ppp.evaluation.folder import BASELINE_DIR, RESULTS_FILE, SUMMARY_FILE, read_manifest
 from ppp.evaluation.intervals import few_tasks_warning
 from ppp.evaluation.metrics import summarize_groups
@@ -24,6 +24,7 @@ from ppp.evaluation.records import GROUPS, Record, base_task, failed, read_recor
 from ppp.reporting.formats import estimate
 from ppp.rewards import METRIC_VERSION
 from ppp.run_folder import write_whole
+from ppp.types import DiskError
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,16 @@ def read_cost(folder: Path) -> dict[str, float | None]:
 
 
 def write_summary(summary: Mapping[str, Any], folder: Path) -> None:
-    """Write `summary.json`."""
-    write_whole(folder / SUMMARY_FILE, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    """Write `summary.json`.
+
+    Raises:
+        DiskError: it cannot be written.
+    """
+    path = folder / SUMMARY_FILE
+    try:
+        write_whole(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise DiskError(f"{path} cannot be written ({error.strerror}); make room.") from error
 
 
 def with_differences(
@@ -111,27 +120,29 @@ def summarize_results(path: Path, output_dir: Path | None = None) -> tuple[dict[
         The summary, and its folder.
 
     Raises:
-        RecipeError: there are no results, or none that can be used.
+        RecipeError: there are no results, or none that can be used; or the folder cannot be made.
+        DiskError: the summary cannot be written.
     """
     results = path / RESULTS_FILE if path.is_dir() else path
     records = tell_damage(results)
     folder = output_dir or results.parent
     manifest = read_manifest(results.parent) if results.name == RESULTS_FILE else None
+    warn_of_missing(records, manifest, results)
     summary = summarize_evaluation(records, manifest, results.parent)
     other = results.parent / BASELINE_DIR / RESULTS_FILE
     if results.name == RESULTS_FILE and other.is_file():
         summary = with_differences(summary, tell_damage(other), records)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_summary(summary, folder)
     except OSError as error:
         allowed = f"a folder that can be written to ({error.strerror}); name another one with --output_dir"
         raise refuse("output_dir", str(folder), allowed) from error
+    write_summary(summary, folder)
     return summary, folder
 
 
 def tell_damage(results: Path) -> list[Record]:
-    """The records of a file; lines that are left out are told.
+    """The sessions of a file, each of them once; lines that are left out are told.
 
     Raises:
         RecipeError: the file holds no session, or cannot be used.
@@ -141,7 +152,21 @@ def tell_damage(results: Path) -> list[Record]:
         logger.warning("%s, %s; it is left out", results, damaged)
     if not found.records:
         raise refuse("results", str(results), "it holds no session")
-    return found.records
+    # A log of a training holds what is played in training and in its evaluations, with numbers of their own.
+    modes = {record["mode"] for record in found.records}
+    once = [r for mode in modes for r in by_key(r for r in found.records if r["mode"] == mode).values()]
+    if len(once) < len(found.records):
+        number = len(found.records) - len(once)
+        logger.warning("%s: lines of sessions that stand in it more than once, and count once: %d", results, number)
+    return once
+
+
+def warn_of_missing(records: Sequence[Record], manifest: Mapping[str, Any] | None, results: Path) -> None:
+    """Say that an evaluation is not complete, or that it holds other sessions than it should."""
+    planned = (manifest or {}).get("sessions")
+    total = planned.get("total") if isinstance(planned, Mapping) else None
+    if total is not None and total != len(records):
+        logger.warning("%s: it holds %d of the %s sessions of its evaluation", results, len(records), total)
 
 
 def warn_of_few_tasks(records: Sequence[Record]) -> None:
