@@ -13,29 +13,16 @@ import warnings
 from collections.abc import Sequence
 
 from ppp.batch import TooManyFailuresError
-from ppp.evaluation.folder import RESULTS_FILE
-from ppp.evaluation.records import read_records
 from ppp.evaluation.run import evaluate
 from ppp.evaluation.settings import PROG, EvaluationSettings, parse_arguments
 from ppp.evaluation.summary import shown_summary, summarize_results
-from ppp.tracking import check_wandb, log_evaluation, wants_wandb
 from ppp.types import InfrastructureError, RecipeError, RunStoppedError
-
-logger = logging.getLogger(__name__)
-
-PAGE_FILE = "report.html"  # what ppp report may have left in the folder; goes to W&B with the scores
 
 
 def run(settings: EvaluationSettings) -> None:
-    """Evaluate, and show what came of it, on W&B too if the recipe reports there."""
-    args, folder = settings.recipe.args, settings.output_dir
-    check_wandb(args)
+    """Evaluate, and show what came of it."""
     summary = evaluate(settings)
-    sys.stdout.write(f"\n{shown_summary(summary)}\n\n{folder}\n")
-    if wants_wandb(args):
-        page = folder / PAGE_FILE
-        records = read_records(folder / RESULTS_FILE).records
-        log_evaluation(summary, records, folder, name=args.run_name, page=page if page.is_file() else None)
+    sys.stdout.write(f"\n{shown_summary(summary)}\n\n{settings.output_dir}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -42,6 +42,7 @@ from ppp.users.crowd import Crowd, Crowds
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # of the manifest
+PAGE_FILE = "report.html"  # what ppp report may have left in the folder; goes to W&B with the scores
 
 
 class InterruptedEvaluation(KeyboardInterrupt):
@@ -91,7 +92,9 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
         write_summary(summary, settings.output_dir)
     warn_of_few_tasks(ours)
     if wants_wandb(settings.recipe.args):
-        log_evaluation(summary, ours, settings.output_dir)
+        folder, name = settings.output_dir, settings.recipe.args.run_name
+        page = folder / PAGE_FILE
+        log_evaluation(summary, ours, folder, name=name, page=page if page.is_file() else None)
     for part, found in zip(parts, played, strict=True):
         check_failure_rate(found.records, part.recipe.config.max_failure_rate)
     return summary
