@@ -162,6 +162,21 @@ def test_shares_of_tasks_that_are_all_alike_are_bounded_by_what_may_have_been_mi
     )
 
 
+def test_preferences_of_which_each_is_alike_are_bounded_in_the_same_way() -> None:
+    """Resamples that miss a preference differ from the others; that is no measure of what a score may be off by."""
+    users = np.arange(100, dtype=np.intp) % 20
+    right = (users > 0).astype(np.float64)[:, None]  # 19 preferences always, one never
+    found = Sums.of(right, np.ones((100, 1)), np.arange(100, dtype=np.intp), users)
+    kept = 0.025 ** (1 / 100)
+    assert interval(found) == pytest.approx((0.95 * kept, 0.95 + (1 - kept) * 0.05))
+    wrong = Sums.of(1 - right, np.ones((100, 1)), np.arange(100, dtype=np.intp), users)
+    (difference,) = difference_intervals(wrong, found, QUICK, SHARE)
+    assert difference == pytest.approx(interval_of_one_kind(0.9, -1.0, 100, 0.95))
+    right[5] = 0.0
+    mixed = interval(Sums.of(right, np.ones((100, 1)), np.arange(100, dtype=np.intp), users))
+    assert mixed is not None and mixed[0] < 0.93, "one that is not alike is enough for resamples to tell"
+
+
 def test_two_tasks_give_a_finite_interval() -> None:
     found = interval(sums([0.2, 0.9]))
     assert found is not None and 0.2 <= found[0] < found[1] <= 0.9

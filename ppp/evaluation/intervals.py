@@ -23,6 +23,7 @@ Interval = tuple[float, float]
 FEW_TASKS = 30
 MIN_EFFECTIVE = 2.0 - 1e-9  # a metric that is borne by less than two tasks has no interval
 BLOCK = 250  # resamples at a time
+ROUNDING = 1e-9  # of sums
 SAME = 1e-12  # numbers that differ by less are equal but for rounding
 NORMAL = NormalDist()
 
@@ -100,6 +101,17 @@ class Sums:
         effective = np.divide(borne.sum(axis=0) ** 2, squares, out=np.zeros_like(squares), where=squares > 0)
         return effective[self.which]
 
+    def are_alike(self) -> NDArray[np.bool_]:
+        """Whether, to each metric (M,), all sessions of a stratum add the same: resamples then differ by the strata
+        that they miss, and by nothing that says how far the metric may be off."""
+        shares = _inverse(self.sizes.sum(axis=0))[:, None]
+
+        def alike(part: Floats) -> NDArray[np.bool_]:
+            expected = self.sizes[:, :, None] * (shares * part.sum(axis=0))
+            return (np.abs(part - expected) <= ROUNDING).all(axis=(0, 1))
+
+        return alike(self.numerators) & alike(self.denominators)[self.which]
+
     def _parts(self) -> tuple[Floats, Floats, Floats]:
         return self.sizes, self.numerators, self.denominators
 
@@ -139,7 +151,8 @@ def intervals_of(sums: Sums, settings: Settings, shares: NDArray[np.bool_]) -> l
     if sums.num_tasks < 2:
         return [None] * len(shares)
     drawn, without = sums.drawn(_counts(sums, settings)), sums.without_each()
-    return _intervals(sums.value(), drawn, without, sums.num_effective(), np.where(shares, 0.0, np.nan), settings)
+    floors, alike = np.where(shares, 0.0, np.nan), sums.are_alike()
+    return _intervals(sums.value(), drawn, without, sums.num_effective(), floors, alike, settings)
 
 
 def difference_intervals(
@@ -155,6 +168,7 @@ def difference_intervals(
         second.without_each() - first.without_each(),
         np.minimum(first.num_effective(), second.num_effective()),
         np.where(shares, -1.0, np.nan),
+        first.are_alike() & second.are_alike(),
         settings,
     )
 
@@ -164,14 +178,21 @@ def _counts(sums: Sums, settings: Settings) -> NDArray[np.uint16]:
 
 
 def _intervals(
-    values: Floats, drawn: Floats, without: Floats, num_effective: Floats, floors: Floats, settings: Settings
+    values: Floats,
+    drawn: Floats,
+    without: Floats,
+    num_effective: Floats,
+    floors: Floats,
+    alike: NDArray[np.bool_],
+    settings: Settings,
 ) -> list[Interval | None]:
     found: list[Interval | None] = []
-    for column, (value, effective, floor) in enumerate(zip(values, num_effective, floors, strict=True)):
+    columns = zip(values, num_effective, floors, alike, strict=True)
+    for column, (value, effective, floor, is_alike) in enumerate(columns):
         replicates, jackknife = (table[:, column][~np.isnan(table[:, column])] for table in (drawn, without))
         if np.isnan(value) or effective < MIN_EFFECTIVE:
             found.append(None)
-        elif np.ptp(replicates) > SAME:
+        elif np.ptp(replicates) > SAME and (np.isnan(floor) or not is_alike):
             found.append(bca_interval(float(value), replicates, jackknife, float(effective), settings.level))
         elif np.isnan(floor):
             found.append((float(value), float(value)))
@@ -208,7 +229,8 @@ def bca_interval(value: float, replicates: Floats, jackknife: Floats, num_tasks:
 
 
 def interval_of_one_kind(value: float, floor: float, num_tasks: float, level: float) -> Interval:
-    """The interval of a metric in [floor, 1] in which no task differs from another, so that resamples do not either.
+    """The interval of a metric in [floor, 1] in which no task differs from another of its stratum, so that resamples
+    do not either.
 
     Tasks of another kind may have been missed: at the level asked for, those that are like the seen ones make up at
     least `kept` of all; the others could be worth anything.
