@@ -140,7 +140,7 @@ def unseen_preferences(runs: Runs) -> Sketch | str:
         for axes in panels[-columns:]:
             axes.set_xlabel("training step")
 
-    text = "Share of the held-out sessions with a question that follow the preference."
+    text = "Vague prompts: share of the held-out sessions with a question that follow the preference."
     return Sketch("Personalization on held-out preferences", text, rows, columns, 0.8 + 1.8 * rows, paint)
 
 
