@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ppp.token_log import TrainingTokens
 
 METRICS_FILE = "metrics.jsonl"
+RESUME = "go on with --resume_from_checkpoint true"
 TRAJECTORIES_FILE = "trajectories.jsonl"
 _SUMMARY = b'"train_runtime": '  # no other log of transformers has it
 _STEP = re.compile(rb'\{"step": (\d+)[,}]')
@@ -84,8 +85,11 @@ class RunLog:
         return files if self.tokens is None else [*files, self.tokens.path]
 
 
-def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+def append_lines(path: Path, records: Iterable[Mapping[str, Any]], remedy: str = RESUME) -> None:
     """Append one line of JSON per record.
+
+    Args:
+        remedy: what to do when the disk is full, for the message.
 
     Raises:
         DiskError: the file could not be written.
@@ -95,9 +99,7 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     except OSError as error:
-        raise DiskError(
-            f"{path} cannot be written ({error.strerror}); make room and go on with --resume_from_checkpoint true"
-        ) from error
+        raise DiskError(f"{path} cannot be written ({error.strerror}); make room and {remedy}") from error
 
 
 def trajectory_record(

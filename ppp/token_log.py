@@ -116,7 +116,7 @@ class TokenLog:
             return
         record = token_record(trajectory, self.codec, step=step, mode=mode, row=row, copy=copy)
         if record is not None:
-            append_lines(self.path, [record])
+            append_lines(self.path, [record], "start the same command again")
             self._written.add((row, copy))
 
 

@@ -17,6 +17,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
@@ -226,7 +227,12 @@ class UserVille:
         check_crowds([self.crowd] if self.interaction else [])
         folder = Path(output_dir) if output_dir is not None else Path(tempfile.mkdtemp(prefix="userville-"))
         pool = guest.pool(self.limits, self._pool_arguments())
-        try:
+        with ExitStack() as stack:
+            temporary = stack.enter_context(ExitStack())
+            if output_dir is None:
+                temporary.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.callback(pool.engine.close)
+            stack.callback(pool.close)
             summary = evaluate_sessions(
                 pool,
                 self._sessions,
@@ -236,15 +242,13 @@ class UserVille:
                 ledger=guest.ledger,
                 label="evaluate" if progress else "",
             )
-        finally:
-            pool.close()
-            pool.engine.close()
-        records = read_records(folder / RESULTS_FILE).records
-        check_failure_rate(records, max_failure_rate)
-        scores = Scores(summary, records, folder)
-        if output_dir is None:
-            weakref.finalize(scores, shutil.rmtree, folder, ignore_errors=True)
-        return scores
+            records = read_records(folder / RESULTS_FILE).records
+            check_failure_rate(records, max_failure_rate)
+            scores = Scores(summary, records, folder)
+            if output_dir is None:  # from now on it lives as long as the scores
+                temporary.pop_all()
+                weakref.finalize(scores, shutil.rmtree, folder, ignore_errors=True)
+            return scores
 
     def _pool_arguments(self) -> dict[str, Any]:
         return {

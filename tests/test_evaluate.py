@@ -273,6 +273,21 @@ def test_an_evaluation_asks_the_users_of_evaluations(server: ChatServer, tmp_pat
     assert read_summary(tmp_path / "run")["evaluation"]["user"]["model"] == "other"
 
 
+def test_the_address_that_the_environment_decides_on_stands_in_the_manifest_and_is_not_changed_halfway(
+    server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    options = ("--agent", "always_ask", "--num_sessions", "2", "--sessions_per_unseen_preference", "0")
+    options += ("--user", '{"kind": "llm", "model": "m"}')
+    assert run(tmp_path / "run", *options) == 0
+    manifest = json.loads((tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8"))
+    assert manifest["user"]["base_url"] == server.base_url
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    assert run(tmp_path / "run", *options) == 2
+    assert "user.base_url" in capsys.readouterr().err
+
+
 def test_users_that_cannot_be_reached_are_the_operators_mistake(
     server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

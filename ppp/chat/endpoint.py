@@ -24,6 +24,17 @@ def option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+def default_url() -> str:
+    """The address of those that name none."""
+    return os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
+
+
+def shown_url(url: str) -> str:
+    """An address without what it may hide."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+
+
 @dataclass(frozen=True)
 class ChatEndpoint:
     """One chat model at one address. The `help` of a field is its documentation."""
@@ -81,13 +92,12 @@ class ChatEndpoint:
     @property
     def url(self) -> str:
         """The address that is used."""
-        return self.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
+        return self.base_url or default_url()
 
     @property
     def name(self) -> str:
         """For messages: model and address, without what an address may hide."""
-        parts = urlsplit(self.url)
-        return f"{self.model} at {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+        return f"{self.model} at {shown_url(self.url)}"
 
     @property
     def label(self) -> str:

@@ -333,9 +333,8 @@ class ChatGateway:
                 failure.retry, failure.retry_after_s = True, 0.0
                 if name not in self._replaced:
                     other = REPLACED_PARAMETERS[name]
-                    logger.warning(
-                        "%s does not take %s: %s", self.endpoint.name, name, f"it gets {other}" if other else "left out"
-                    )
+                    instead = f"it gets {other}" if other else "left out"
+                    logger.warning("%s does not take %s: %s", self.endpoint.name, name, instead)
                     self._replaced.add(name)
             raise
 

@@ -23,6 +23,7 @@ from ppp.agents.build import message_pool
 from ppp.agents.endpoint import EndpointAgent
 from ppp.baselines import POLICIES, build_policy
 from ppp.build import build_codec, build_engine, build_model, build_pool, build_tokenizer, check_engine
+from ppp.chat.endpoint import shown_url
 from ppp.chat.ledger import ChatLedger
 from ppp.checks import refuse, refuse_option, refuse_unknown
 from ppp.codec import Codec
@@ -126,7 +127,13 @@ class Contender:
         choice = self.choice
         if choice.kind == ENDPOINT:
             options = {name: value for name, value in choice.options.items() if name != "model"}
-            return {"kind": choice.kind, "name": choice.name, **options}
+            assert self._agent is not None
+            return {
+                "kind": choice.kind,
+                "name": choice.name,
+                **options,
+                "base_url": shown_url(self._agent.endpoint.url),
+            }
         if choice.kind == POLICY:
             return {"kind": choice.kind, "name": choice.name}
         config, args = self.recipe.config, self.recipe.args

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from ppp.batch import TooManyFailuresError
 from ppp.bookkeeping import Bookkeeper
 from ppp.build import check_crowds
+from ppp.chat.endpoint import default_url, shown_url
 from ppp.chat.ledger import ChatLedger
 from ppp.evaluation.agents import CHECKPOINT, Contender
 from ppp.evaluation.folder import BASELINE_DIR, EvaluationFolder
@@ -308,7 +309,7 @@ def make_manifest(
         "version": VERSION,
         "metric_version": METRIC_VERSION,
         "agent": dict(agent),
-        "user": {"kind": crowd.kind, **crowd.options} if config.interaction else None,
+        "user": describe_users(crowd) if config.interaction else None,
         "environments": list(config.eval_tasks),
         "environment_options": {name: config.environment_options.get(name, {}) for name in config.eval_tasks},
         "tasks": tasks,
@@ -319,6 +320,12 @@ def make_manifest(
         "rewards": describe_rewards(config.reward_settings()),
         **plan,
     }
+
+
+def describe_users(crowd: Crowd) -> dict[str, Any]:
+    """What a manifest says of the users; also the address of their model where the environment decides on it."""
+    address = {"base_url": shown_url(default_url())} if crowd.kind == "llm" else {}
+    return {"kind": crowd.kind, **address, **crowd.options}
 
 
 def describe_rewards(settings: RewardSettings) -> dict[str, Any]:

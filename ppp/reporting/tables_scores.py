@@ -39,7 +39,10 @@ CHANGE_GROUPS = {
 }
 # Metric -> digits
 CHANGE_METRICS = {**dict.fromkeys(SCORES, 1), "ask_ratio": 1, "ask_ratio_willing": 1}
-NOTE = "Percent, with 95 % intervals (bootstrap over tasks) in brackets."
+NOTE = (
+    "Percent, with 95 % intervals (bootstrap over tasks) in brackets. Of several preferences each counts alike; "
+    "personalization is over sessions with a question."
+)
 
 
 def score_cells(scores: Mapping[str, Any] | None, metrics: Sequence[str] = SCORES) -> list[str]:
