@@ -14,9 +14,10 @@ from pathlib import Path
 
 from ppp.checks import check_at_least, refuse
 from ppp.reporting.build_report import ALL_FORMATS, PAGE, Built, build_report, write_files
+from ppp.reporting.content import Report
 from ppp.reporting.figures import PICTURES, write_overview
-from ppp.reporting.formats import to_markdown
-from ppp.reporting.runs import split_argument
+from ppp.reporting.formats import plain, to_markdown
+from ppp.reporting.runs import NoRunError, split_argument
 from ppp.reporting.watch import serve
 from ppp.types import RecipeError
 
@@ -100,6 +101,15 @@ def write_beside(built: Built, folder: Path) -> list[Path]:
     return [table, curves]
 
 
+def report_so_far(runs: Sequence[str], max_sessions: int) -> Report:
+    """The report of runs that go on; of one that has not finished a step yet, that it is waited for."""
+    try:
+        return build_report(runs, max_sessions).report
+    except NoRunError:
+        waiting = f"{', '.join(map(plain, runs))}: no step and no session is finished yet; this page follows the run."
+        return Report("Waiting for the run", [], [], [], [], num_sessions=0, problems=[waiting])
+
+
 def report(own: argparse.Namespace) -> None:
     """Write what was asked for, and show the tables.
 
@@ -108,7 +118,7 @@ def report(own: argparse.Namespace) -> None:
     """
     if own.watch:
         folders = [split_argument(run)[1] for run in own.runs]
-        serve(lambda: build_report(own.runs, own.max_sessions).report, folders, own.port)
+        serve(lambda: report_so_far(own.runs, own.max_sessions), folders, own.port)
         if own.output is None:
             return
     forms = [form for form in own.formats if form in PICTURES] if own.output is not None else []

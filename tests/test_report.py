@@ -21,6 +21,7 @@ from ppp import evaluate, report
 from ppp.evaluation.folder import MANIFEST_FILE, RESULTS_FILE
 from ppp.preferences import PREFERENCES
 from ppp.reporting.build_report import build_report
+from ppp.reporting.page import write_page
 from ppp.reporting.runs import find_runs, read_metrics
 from ppp.rewards import METRIC_VERSION
 from ppp.types import RecipeError
@@ -277,6 +278,16 @@ def test_a_run_that_goes_on_is_served_on_this_machine(tmp_path: Path) -> None:
             assert process.wait(timeout=30) == 0
         finally:
             process.kill()
+
+
+def test_a_run_that_has_finished_nothing_yet_is_waited_for(tmp_path: Path) -> None:
+    folder = tmp_path / "agent"
+    folder.mkdir()
+    early = report.report_so_far([str(folder)], 10)
+    assert early.headlines == [] and "follows the run" in early.problems[0]
+    write_page(early, tmp_path / "early.html", watch=True)
+    write_evaluation(folder, hand_made())
+    assert len(report.report_so_far([str(folder)], 10).headlines) == 3
 
 
 def test_a_preference_of_ones_own_stands_in_the_group_of_its_split(

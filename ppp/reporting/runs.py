@@ -38,6 +38,10 @@ FIELDS: dict[tuple[str, ...], tuple[type, str]] = {
 MAX_TOLD = 5  # damaged lines of one file that are told one by one
 
 
+class NoRunError(RecipeError):
+    """The folders are there, and hold no run yet."""
+
+
 def find_runs(arguments: Sequence[str]) -> Runs:
     """All evaluations and trainings in folders, each given as `PATH` or `NAME=PATH`.
 
@@ -59,7 +63,7 @@ def find_runs(arguments: Sequence[str]) -> Runs:
             label = make_label(name, path, folder, alone and is_evaluation(files), len(arguments) > 1)
             (evaluations if is_evaluation(files) else trainings).append((label, folder))
     if not seen:
-        raise RecipeError(
+        raise NoRunError(
             f"{', '.join(arguments)}: no run found; name folders in which ppp evaluate or ppp train left "
             f"{RESULTS_FILE} or {METRICS_FILE}"
         )
