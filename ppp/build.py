@@ -308,16 +308,19 @@ def build_pool(recipe: Recipe, codec: Codec, engine: Engine, crowd: Crowd | None
     Args:
         crowd: who plays the users; None stands for those that the recipe trains with.
     """
+    return RolloutPool(engine, codec, **pool_arguments(recipe, crowd))
+
+
+def pool_arguments(recipe: Recipe, crowd: Crowd | None = None) -> dict[str, Any]:
+    """What a recipe says to a pool, by the names of `RolloutPool`'s arguments."""
     config = recipe.config
-    return RolloutPool(
-        engine,
-        codec,
-        config.build_limits(recipe.args.max_completion_length or 1),
-        crowd=crowd or config.build_crowds().train,
-        environment_options=config.environment_options,
-        max_concurrency=config.max_concurrency,
-        preference_visibility=config.preference_visibility,
-        interaction=config.interaction,
-        seed=recipe.args.seed,
-        max_workers=config.max_workers,
-    )
+    return {
+        "limits": config.build_limits(recipe.args.max_completion_length or 1),
+        "crowd": crowd or config.build_crowds().train,
+        "environment_options": config.environment_options,
+        "max_concurrency": config.max_concurrency,
+        "preference_visibility": config.preference_visibility,
+        "interaction": config.interaction,
+        "seed": recipe.args.seed,
+        "max_workers": config.max_workers,
+    }

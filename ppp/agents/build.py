@@ -12,6 +12,7 @@ from typing import Any
 from ppp.agents.base import Agent
 from ppp.agents.engine import MessageEngine
 from ppp.agents.stand_in import StandInCodec
+from ppp.build import pool_arguments
 from ppp.recipe import Recipe
 from ppp.rollout import RolloutPool
 from ppp.session import Limits, Visibility
@@ -24,18 +25,7 @@ def message_pool(recipe: Recipe, agent: Agent, crowd: Crowd | None = None) -> Ro
     Args:
         crowd: who plays the users; None stands for those that the recipe trains with.
     """
-    config = recipe.config
-    return build_message_pool(
-        agent,
-        config.build_limits(recipe.args.max_completion_length or 1),
-        crowd=crowd or config.build_crowds().train,
-        environment_options=config.environment_options,
-        max_concurrency=config.max_concurrency,
-        preference_visibility=config.preference_visibility,
-        interaction=config.interaction,
-        seed=recipe.args.seed,
-        max_workers=config.max_workers,
-    )
+    return build_message_pool(agent, **pool_arguments(recipe, crowd))
 
 
 def build_message_pool(
