@@ -205,6 +205,31 @@ def max_context(recipe: Recipe) -> int:
     return limits.max_prompt_tokens + limits.max_completion_tokens
 
 
+def check_context(recipe: Recipe) -> None:
+    """Find out, before its weights are loaded, whether a model can hold the longest session that the limits allow.
+
+    Raises:
+        RecipeError: it cannot; names both lengths.
+    """
+    if recipe.config.tiny_model:  # it is made as long as it has to be
+        return
+    name = str(recipe.config.model_name_or_path)
+    if (Path(name) / "adapter_config.json").is_file():
+        name = str(PeftConfig.from_pretrained(name).base_model_name_or_path)
+    try:
+        model_config = AutoConfig.from_pretrained(name, trust_remote_code=recipe.args.trust_remote_code)
+    except LOAD_ERRORS as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise refuse("model_name_or_path", name, f"a model that transformers can load ({first_line})") from error
+    positions = model_config.get_text_config().to_dict().get("max_position_embeddings")
+    if positions is not None and max_context(recipe) > positions:
+        allowed = (
+            f"it makes sessions of {max_context(recipe)} tokens, limits.max_prompt_tokens included, and the model "
+        )
+        allowed += f"has {positions} positions; lower the two"
+        raise refuse("max_completion_length", recipe.args.max_completion_length, allowed)
+
+
 def check_engine(recipe: Recipe, codec: Codec, *, is_training: bool = False) -> None:
     """Find out, before a model is loaded, whether the recipe's engine can play it.
 

@@ -138,7 +138,7 @@ def test_a_model_plays_through_its_engine(place: str, tmp_path: Path) -> None:
     limits = ("--limits.max_turns", "2", "--limits.max_tokens_per_turn", "8", "--max_completion_length", "256")
     options: tuple[str, ...] = ("--num_sessions", "2", "--sessions_per_unseen_preference", "0", *limits)
     if place == "folder":
-        save_tiny_model(tmp_path / "model", seed=0, max_length=4096)
+        save_tiny_model(tmp_path / "model", seed=0, max_length=4352)
         options += ("--agent", str(tmp_path / "model"))
     assert run(tmp_path / "out", *options) == 0
     results = read_results(tmp_path / "out")

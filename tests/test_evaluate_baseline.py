@@ -57,7 +57,7 @@ def test_a_baseline_plays_the_same_sessions_and_the_difference_is_told(
 
 def test_two_models_are_never_in_memory_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seed in (("trained", 0), ("base", 1)):
-        save_tiny_model(tmp_path / name, seed=seed, max_length=4096)
+        save_tiny_model(tmp_path / name, seed=seed, max_length=4352)
     alive: list[weakref.ref[Any]] = []
     build = agents.build_model
 
@@ -83,9 +83,9 @@ def test_two_models_are_never_in_memory_together(tmp_path: Path, monkeypatch: py
 
 def test_a_model_that_was_trained_on_is_another_agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     town = ("--environment", "town", "--num_sessions", "1", "--sessions_per_unseen_preference", "0")
-    save_tiny_model(tmp_path / "model", seed=0, max_length=4096)
+    save_tiny_model(tmp_path / "model", seed=0, max_length=4352)
     assert run(tmp_path / "out", *town, "--agent", str(tmp_path / "model"), *SHORT) == 0
-    save_tiny_model(tmp_path / "model", seed=1, max_length=4096)
+    save_tiny_model(tmp_path / "model", seed=1, max_length=4352)
     assert run(tmp_path / "out", *town, "--agent", str(tmp_path / "model"), *SHORT) == 2
     assert "agent.weights" in capsys.readouterr().err
 

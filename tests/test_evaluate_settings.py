@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ppp.environments.town import town_task_rows
+from ppp.evaluate import main
 from ppp.evaluation.agents import as_choice, sample_weights
 from ppp.evaluation.plan import Counts, plan_sessions
 from ppp.evaluation.settings import EvaluationSettings, SavedResults, parse_arguments
@@ -148,6 +149,42 @@ def test_agent_and_baseline_share_everything_but_the_model(recipe: str, tmp_path
     ours, theirs = settings.recipe.values, other.values
     different = {name for name in ours if str(ours[name]) != str(theirs[name])}
     assert different == {"model_name_or_path"}
+
+
+def test_a_checkpoint_is_played_as_it_was_trained_and_its_baseline_too(tmp_path: Path) -> None:
+    folder = tmp_path / "trained"
+    save_tiny_model(folder, seed=0, max_length=64)
+    trained = {"environments": {"town": 1}, "limits": {"max_turns": 3, "max_prompt_tokens": 40}}
+    trained |= {
+        "max_completion_length": 24,
+        "preference_visibility": "hidden",
+        "learning_rate": 5.0,
+        "call_format": None,
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(trained), encoding="utf-8")
+    town = ("--environment", "town", "--agent", str(folder))
+    settings = parse(*town, "--baseline", "never_ask", "--limits.max_turns", "5")
+    assert settings.baseline is not None
+    for recipe in (settings.recipe, settings.baseline[1]):
+        assert recipe.config.limits == {"max_turns": 5, "max_prompt_tokens": 40}
+        assert (recipe.args.max_completion_length, recipe.config.preference_visibility) == (24, "hidden")
+        assert recipe.args.learning_rate != 5.0
+    checkpoint = folder / "checkpoint-7"
+    save_tiny_model(checkpoint, seed=0, max_length=64)
+    assert parse("--environment", "town", "--agent", str(checkpoint)).recipe.config.limits["max_turns"] == 3
+    elsewhere = parse("--environment", "func_loc", "--tasks", "issues.jsonl", "--agent", str(folder))
+    assert elsewhere.recipe.config.limits["max_turns"] == 50
+
+
+def test_a_model_that_cannot_hold_the_longest_session_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_tiny_model(tmp_path / "model", seed=0, max_length=64)
+    options = ["--environment", "town", "--agent", str(tmp_path / "model"), "--limits.max_prompt_tokens", "40"]
+    assert main([*options, "--max_completion_length", "25", "--output_dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "sessions of 65 tokens" in error and "64 positions" in error
+    assert not (tmp_path / "out").exists()
 
 
 # --- which sessions ---------------------------------------------------------------------------------------------------

@@ -22,7 +22,15 @@ import torch
 from ppp.agents.build import message_pool
 from ppp.agents.endpoint import EndpointAgent
 from ppp.baselines import POLICIES, build_policy
-from ppp.build import build_codec, build_engine, build_model, build_pool, build_tokenizer, check_engine
+from ppp.build import (
+    build_codec,
+    build_engine,
+    build_model,
+    build_pool,
+    build_tokenizer,
+    check_context,
+    check_engine,
+)
 from ppp.chat.endpoint import shown_url
 from ppp.chat.ledger import ChatLedger
 from ppp.checks import refuse, refuse_option, refuse_unknown
@@ -167,6 +175,7 @@ class Contender:
                 raise refuse(f"{self.field_name}.tool_calls", found, allowed)
         elif self.choice.kind == CHECKPOINT:
             check_engine(self.recipe, build_codec(self.recipe, build_tokenizer(self.recipe)))
+            check_context(self.recipe)
 
     def enter_pool(self, stack: ExitStack, crowd: Crowd) -> RolloutPool:
         """A pool that it plays in; `stack` lets go of it, and of the model.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,14 @@ from ppp.evaluation.plan import PROMPTS, Counts, Prompts
 from ppp.extensions import import_extensions, named_in
 from ppp.recipe import Recipe, config_path, merge_entry, read_recipe, read_value, read_yaml, split_entry_overrides
 from ppp.recipe_config import source_options
+from ppp.resume import RECIPE_FILE
 from ppp.types import RecipeError
 
+logger = logging.getLogger(__name__)
+
 PROG = "ppp evaluate"
+# What of its training's recipe a checkpoint is played with where no other recipe is named.
+AS_TRAINED = ("limits", "max_completion_length", "call_format", "chat_template_kwargs", "preference_visibility")
 OWN_MAPPINGS = ("agent", "baseline", "tasks")  # of which single entries may be given: --agent.model NAME
 FOR_RESULTS = ("results", "output_dir")  # our options that mean something where nothing is played
 PER_PREFERENCE = 20  # sessions of each preference where neither a recipe nor the command line says anything
@@ -156,7 +162,7 @@ def parse_arguments(argv: Sequence[str]) -> EvaluationSettings | SavedResults:
     recipe = shared.read(agent)
     if agent is None:
         agent = AgentChoice(CHECKPOINT, recipe.config.model_name_or_path or TINY_MODEL)
-    baseline = None if other is None else (other, shared.read(other))
+    baseline = None if other is None else (other, shared.read(other, played_like=agent))
     return EvaluationSettings(agent, recipe, baseline, own.output_dir, counts, own.prompts or "both", own.max_tasks)
 
 
@@ -198,10 +204,18 @@ class _RecipeOptions:
         self.has_recipe = path is not None or "--environments" in self.given
         self.own, self.tasks, self.more = own, tasks, rest
 
-    def read(self, agent: AgentChoice | None) -> Recipe:
-        """The recipe in which an agent plays; None stands for the recipe's own model."""
+    def read(self, agent: AgentChoice | None, played_like: AgentChoice | None = None) -> Recipe:
+        """The recipe in which an agent plays; None stands for the recipe's own model.
+
+        Args:
+            played_like: the agent that it is compared with, whose limits are then its own as well.
+        """
         own = self.own
-        rest = [*self.rest, *self._environment(own.environment, self.tasks), *self._users(own.user, self.more)]
+        rest = [*self.rest, *self._environment(own.environment, self.tasks)]
+        trained = played_like or agent
+        if trained is not None and trained.kind == CHECKPOINT and not self.rest:
+            rest += trained_as(Path(trained.name), own.environment)
+        rest += self._users(own.user, self.more)
         if own.preferences is not None:
             names = [name for text in own.preferences for name in text.split(",") if name]
             rest += ["--eval_preferences", *(names or [""])]
@@ -250,3 +264,25 @@ class _RecipeOptions:
         if user is not None:
             return ["--user", user, "--eval_user", "{}", *rest]
         return [f"--eval_user{text.removeprefix('--user')}" if text.startswith("--user.") else text for text in rest]
+
+
+def trained_as(folder: Path, environment: str | None) -> list[str]:
+    """How a checkpoint of ours was played in training, as options: what `AS_TRAINED` names of the recipe beside it.
+
+    Args:
+        environment: to be played; where the training had others, its limits say nothing.
+
+    Raises:
+        RecipeError: that recipe cannot be read.
+    """
+    path = next((found for place in (folder, folder.parent) if (found := place / RECIPE_FILE).is_file()), None)
+    recipe = {} if path is None else read_yaml(path)
+    if environment is not None and environment not in (recipe.get("environments") or {}):
+        return []
+    values = {name: recipe[name] for name in AS_TRAINED if recipe.get(name) is not None}
+    logger.info("%s says how %s is played: %s", path, folder, ", ".join(values))
+    return [text for name, value in values.items() for text in (f"--{name}", _as_text(value))]
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
