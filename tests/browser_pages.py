@@ -17,13 +17,14 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # an event loop runs as long as it is there, in which no other test could run its own
 def browser() -> Iterator[Any]:
     """A Chromium of this machine; tests are skipped where there is none."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+    from playwright.sync_api import sync_playwright  # the environment with vLLM has none, and no test of a page
+
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
         started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield started
         started.close()
