@@ -186,7 +186,8 @@ def draw(sketch: Sketch, forms: Sequence[str]) -> dict[str, bytes]:
     """Draw a figure once and give it in each form: svg, png, pdf."""
     with drawing(sketch) as (picture, axes):
         sketch.paint(axes)
-        add_legend(picture, axes)
+        if all(part.get_legend() is None for part in axes):  # panels of different kinds have their own
+            add_legend(picture, axes)
         return {form: to_svg(picture).encode() if form == "svg" else to_picture(picture, form) for form in forms}
 
 
